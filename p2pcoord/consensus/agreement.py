@@ -1,0 +1,211 @@
+"""The agreement of a run: election, replication and the committee, as one machine that `Peer` holds.
+
+It decides nothing about training. What a record means is asked of its owner: `check(record)` before a record is appended
+("" when it may be, None to wait, else why not) and `certified(records, now)` once a quorum has acknowledged it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from random import Random
+
+from p2pcoord.consensus.committees import wanted_voters
+from p2pcoord.consensus.election import Election
+from p2pcoord.consensus.ledger import AnyBody, CommitteeChange, Record, Round, Vote
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.replication import MAX_LEARNERS, Replication
+from p2pcoord.consensus.voter import AnyFrame, Role, Timing, Voter
+from p2pcoord.identity import Authority
+from p2pcoord.messages import (
+    AnyMessage,
+    Append,
+    AppendReply,
+    PreVoteReply,
+    PreVoteRequest,
+    Records,
+    RecordsRequest,
+    TermNotice,
+    TransferRequest,
+    VoteReply,
+    VoteRequest,
+)
+from p2pcoord.outbox import Outbox
+
+
+class Agreement:
+    """Consensus of one peer. Inputs: receive, durable, tick; outputs go to the outbox."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        outbox: Outbox,
+        genesis: Record,
+        random: Random,
+        *,
+        timing: Timing,
+        committee_size: int,
+        check: Callable[[Record], str | None],
+        certified: Callable[[Sequence[Record], int], None],
+    ) -> None:
+        self.voter = Voter(authority, outbox, genesis)
+        self.timing = timing
+        self.committee_size = committee_size
+        self.election = Election(self.voter, timing, random, elected=self._elected, behind=self._behind)
+        self.replication = Replication(self.voter, self.election, timing, check=check, certified=certified)
+
+    # Life
+
+    def start(self, frames: Sequence[AnyFrame], now: int) -> None:
+        """Begins, or goes on after a restart from the frames of the log. Raises LocalError for a log that is not ours."""
+        if frames:
+            self.voter.restore(frames)
+        else:
+            self.voter.outbox.persist(self.voter.first_frames())
+        self.election.start(now)
+
+    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+        """Handles a message of consensus; False when it is none. Raises RemoteError, Fork."""
+        match message:
+            case Append():
+                self.replication.on_append(sender, message, now)
+            case AppendReply():
+                self.replication.on_append_reply(sender, message, now)
+            case PreVoteRequest():
+                self.election.on_pre_vote_request(sender, message, now)
+            case PreVoteReply():
+                self.election.on_pre_vote_reply(sender, message, now)
+            case VoteRequest():
+                self.election.on_vote_request(sender, message, now)
+            case VoteReply():
+                self.election.on_vote_reply(sender, message, now)
+            case TermNotice():
+                self.election.on_term_notice(sender, message, now)
+            case TransferRequest():
+                self.replication.on_transfer(sender, message, now)
+            case RecordsRequest():
+                self.replication.on_records_request(sender, message, now)
+            case Records():
+                self.replication.on_records(sender, message, now)
+            case _:
+                return False
+        return True
+
+    def durable(self, now: int) -> None:
+        self.election.durable(now)
+        self.replication.durable(now)
+
+    def tick(self, now: int) -> None:
+        self.election.tick(now)
+        self.replication.tick(now)
+
+    def postpone(self, now: int) -> None:
+        self.election.postpone(now)
+        self.replication.postpone(now)
+
+    def next_deadline(self) -> int:
+        return min(self.election.next_deadline(), self.replication.next_deadline())
+
+    # Reading
+
+    @property
+    def is_coordinator(self) -> bool:
+        return self.voter.role is Role.COORDINATOR
+
+    @property
+    def committee(self) -> Committee:
+        return self.voter.ledger.committee
+
+    def quorum_held(self, now: int) -> bool:
+        """Whether this peer has reason to believe that a coordinator with a quorum is at work."""
+        if self.is_coordinator:
+            return self.replication.opened
+        heard = self.election.heard_at
+        limit = self.timing.election_maximum * self.election.interval_ns
+        return self.voter.coordinator is not None and heard is not None and now - heard <= limit
+
+    # Deciding (for the coordinator's owner)
+
+    def propose(self, body: AnyBody, now: int) -> int | None:
+        return self.replication.propose(body, now)
+
+    def rounds_in_term(self) -> int:
+        """Rounds certified under this peer's present term."""
+        ledger = self.voter.ledger
+        count = 0
+        for record in reversed(ledger.records[: ledger.certified + 1]):
+            if record.header.term != self.voter.term:
+                break
+            count += record.header.kind == Round.__struct_config__.tag
+        return count
+
+    def rotate(self, now: int) -> bool:
+        """Hands the duty to the next fit voter in the committee's order. False when there is none."""
+        voters = self.committee.voters
+        me = self.voter.me
+        at = voters.index(me) if me in voters else -1
+        order = voters[at + 1 :] + voters[:at] if at >= 0 else voters
+        return any(self.replication.transfer(target, now) for target in order)
+
+    def tend_committee(self, candidates: Sequence[str], gone: Collection[str], now: int) -> None:
+        """The coordinator's care for the committee: finish a joint one, feed learners, propose the next.
+
+        `candidates` are living, reachable members that hold the state, preferred first; `gone` have left or are excluded.
+        """
+        replication, ledger = self.replication, self.voter.ledger
+        if not replication.opened or ledger.certified != ledger.height:
+            return
+        if self.committee.joint:
+            replication.propose(CommitteeChange(Committee(self.committee.voters)), now)
+            return
+        silent = self._silent_since(self.timing.dead_voter_ns, now)
+        lost = self._silent_since(self.timing.shrink_ns, now)
+        wanted = wanted_voters(
+            self.committee,
+            silent=silent,
+            gone={*gone, *lost},
+            candidates=candidates,
+            limit=self.committee_size,
+        )
+        voters = self.committee.voters
+        replication.learners = tuple(peer for peer in wanted if peer not in voters)[:MAX_LEARNERS]
+        if wanted == voters:
+            return
+        ready = [peer for peer in wanted if peer in voters or self._caught_up(peer, now)]
+        if len(ready) < len(wanted):
+            # Not all learners are ready: go ahead with those that are, if they already make a better committee.
+            able = [peer for peer in candidates if peer in ready]
+            wanted = wanted_voters(
+                self.committee, silent=silent, gone={*gone, *lost}, candidates=able, limit=self.committee_size
+            )
+        if wanted != voters:
+            self.voter.outbox.emit("committee", voters=list(wanted), outgoing=list(voters))
+            replication.propose(CommitteeChange(Committee(wanted, voters)), now)
+
+    def _silent_since(self, span_ns: int, now: int) -> set[str]:
+        """Voters not heard for so long; one never heard in this term is silent since the term began."""
+        replication = self.replication
+        since = now - span_ns
+        silent = set()
+        for peer in self.committee.everyone:
+            progress = replication.progress.get(peer)
+            heard = replication.opened_at if progress is None or not progress.proven else progress.heard_at
+            if peer != self.voter.me and heard < since:
+                silent.add(peer)
+        return silent
+
+    def _caught_up(self, peer: str, now: int) -> bool:
+        progress = self.replication.progress.get(peer)
+        recently = self.timing.election_minimum * self.replication.interval_ns
+        return (
+            progress is not None
+            and progress.match_height >= self.voter.ledger.certified
+            and self.replication.heard_within(peer, recently, now)
+        )
+
+    # Between election and replication
+
+    def _elected(self, votes: tuple[Vote, ...], now: int) -> None:
+        self.replication.open_term(votes, now)
+
+    def _behind(self, peer: str, now: int) -> None:
+        self.replication.ask(peer, now)

@@ -1,0 +1,513 @@
+"""Records, certificates, and the chain they form.
+
+A *record* is a signed header and a body. The header names height, term, the hash of the previous header, the height of the
+last committee record at or below it, and the hash of the body; the hash of a header (without its signature) is the record's
+name. A *log* is the chain a peer holds; its prefix up to the highest certified record is the *ledger*.
+
+Rules of a chain, checked when a record is appended (`Ledger.check_next`):
+
+    height      one more than the record before                     previous   the hash of the record before
+    term        never falls; rises only with an opening, which carries a quorum of votes for its coordinator that name the
+                record before, counted over the committee at that record
+    signature   by the coordinator that opened the term
+    committee   a simple committee C is followed only by J(new, C); a joint one only by N(new); both only when the record
+                below is certified where they are proposed
+
+A *certificate* is a quorum of acknowledgements of one record, counted over the committee at its height (the last committee
+record at or below it in the same chain); it covers all ancestors. The certified prefix is never truncated: a chain that
+contradicts it is refused, and two certified chains are `Fork`, which halts the node (Raft, section 5.4; the signatures are
+ours).
+
+Genesis is height 0, term 0, signed by the founder. It needs no certificate: its run config is what the run id hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+import msgspec
+
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
+from p2pcoord.identity import Authority, Statement
+from p2pcoord.wire import encode
+
+# Bodies travel inside messages and log frames, several at a time (MAX_MESSAGE_BYTES is 1 MiB).
+MAX_BODY_BYTES = 64 << 10
+
+# Genesis holds the pins of the workload: about 60 bytes a tensor, so 8,000 tensors.
+MAX_GENESIS_BYTES = 512 << 10
+
+
+# Signed statements of consensus --------------------------------------------------------------------------------------
+
+
+class Grant(Statement, frozen=True, tag="grant"):
+    """A pre-vote: `voter` would vote for `candidate` in `term`. A quorum of them proves the term."""
+
+    term: int
+    candidate: str
+    voter: str
+    signature: bytes = b""
+
+
+class Vote(Statement, frozen=True, tag="vote"):
+    """`voter`'s one vote in `term`, for `candidate`, whose log ends with the record named `last`."""
+
+    term: int
+    candidate: str
+    last: bytes
+    voter: str
+    signature: bytes = b""
+
+
+class Transfer(Statement, frozen=True, tag="transfer"):
+    """The coordinator of `term` asks `target` to take over; exempts the target from the rule of silence, no more."""
+
+    term: int
+    coordinator: str
+    target: str
+    signature: bytes = b""
+
+
+class Acknowledgement(Statement, frozen=True, tag="ack"):
+    """`voter` holds the record durably and checked it, in `term`, which is its own."""
+
+    term: int
+    height: int
+    record: bytes
+    voter: str
+    signature: bytes = b""
+
+
+class Certificate(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="certificate"
+):
+    """A quorum of acknowledgements of one record: (voter, signature) in order of voter."""
+
+    term: int
+    height: int
+    record: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    def acknowledgements(self) -> tuple[Acknowledgement, ...]:
+        return tuple(
+            Acknowledgement(self.term, self.height, self.record, voter, s) for voter, s in self.signatures
+        )
+
+    def signers(self, authority: Authority) -> frozenset[str]:
+        """Those whose signatures hold."""
+        return frozenset(ack.voter for ack in self.acknowledgements() if authority.verify(ack.voter, ack))
+
+
+def certificate_of(acknowledgements: Iterable[Acknowledgement]) -> Certificate:
+    acks = sorted(acknowledgements, key=lambda ack: ack.voter)
+    first = acks[0]
+    return Certificate(
+        first.term, first.height, first.record, tuple((ack.voter, ack.signature) for ack in acks)
+    )
+
+
+# Bodies --------------------------------------------------------------------------------------------------------------
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all bodies."""
+
+
+class Genesis(Body, frozen=True, tag="genesis"):
+    """`config` is the canonical RunConfig; the run id is its hash. The founder is the first committee.
+
+    `pins` are the canonical WorkloadPins, `state` the root and `state_bytes` the size of version 0.
+    """
+
+    config: bytes
+    founder: str
+    pins: bytes = b""
+    state: bytes = b""
+    state_bytes: int = 0
+
+
+class Opening(Body, frozen=True, tag="opening"):
+    """The first record of a term: the votes that elected its coordinator."""
+
+    votes: tuple[Vote, ...]
+
+
+class CommitteeChange(Body, frozen=True, tag="committee"):
+    committee: Committee
+
+
+class Admission(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A peer becomes a member; `proof` is HMAC(secret, run and joiner's id), empty in an open run."""
+
+    peer: str
+    name: str
+    proof: bytes
+
+
+class Farewell(Statement, frozen=True, tag="farewell"):
+    """A member's own word that it leaves; `height` is what it had certified, so it cannot undo a later admission."""
+
+    peer: str
+    height: int
+    signature: bytes = b""
+
+
+class Exclusion(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member stops counting until the version `until` is certified (0: for good)."""
+
+    peer: str
+    reason: str
+    until: int
+
+
+class Members(Body, frozen=True, tag="members"):
+    admitted: tuple[Admission, ...] = ()
+    left: tuple[Farewell, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
+
+
+class Counted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One contribution inside a round. An (origin round, assignment) counts once in a run, whoever did it."""
+
+    assignment: int
+    contributor: str
+    origin_round: int
+    weight: float
+
+
+class Round(Body, frozen=True, tag="round"):
+    """Version `version` was made from the state `parent`, by this attempt, out of these contributions."""
+
+    version: int
+    parent: bytes
+    attempt: bytes
+    contributors: tuple[Counted, ...]
+    result: bytes
+    state: bytes
+    state_bytes: int
+    metrics: tuple[tuple[str, float], ...] = ()
+
+
+AnyBody = Genesis | Opening | CommitteeChange | Members | Round
+
+
+def body_kind(body: AnyBody) -> str:
+    return str(body.__struct_config__.tag)
+
+
+# Records -------------------------------------------------------------------------------------------------------------
+
+
+class Header(Statement, frozen=True, tag="header"):
+    height: int
+    term: int
+    previous: bytes
+    committee: int
+    """Height of the last committee record (or genesis) at or below this record, itself included."""
+    kind: str
+    body: bytes
+    """sha256 of the body's canonical bytes."""
+    coordinator: str
+    signature: bytes = b""
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`body` is None only for a round whose body was compacted away."""
+
+    header: Header
+    body: AnyBody | None
+
+
+NO_PREVIOUS = bytes(32)
+
+
+def body_hash(body: AnyBody) -> bytes:
+    return sha256(encode(body)).digest()
+
+
+def make_record(
+    authority: Authority, *, height: int, term: int, previous: bytes, committee: int, body: AnyBody
+) -> Record:
+    """A signed record with the given place in the chain. Raises LocalError for a body over MAX_BODY_BYTES."""
+    size = len(encode(body))
+    limit = MAX_GENESIS_BYTES if isinstance(body, Genesis) else MAX_BODY_BYTES
+    if size > limit:
+        raise LocalError(f"a {body_kind(body)} record of {size} bytes; at most {limit}")
+    own = height if isinstance(body, (Genesis, CommitteeChange)) else committee
+    header = Header(height, term, previous, own, body_kind(body), body_hash(body), authority.peer_id)
+    return Record(authority.sign(header), body)
+
+
+def make_genesis(
+    authority: Authority, config: bytes, pins: bytes = b"", state: bytes = b"", state_bytes: int = 0
+) -> Record:
+    body = Genesis(config, authority.peer_id, pins, state, state_bytes)
+    return make_record(authority, height=0, term=0, previous=NO_PREVIOUS, committee=0, body=body)
+
+
+class Fork(P2PCoordError):
+    """Two certified chains of one run: a voter lied and was shared by two quorums. The node halts with the evidence."""
+
+
+class Ledger:
+    """The chain of records this peer holds, and how far it is certified. Grows at the end, is cut above the certified."""
+
+    def __init__(self, authority: Authority, genesis: Record) -> None:
+        header = genesis.header
+        body = genesis.body
+        if (
+            header.height != 0
+            or header.term != 0
+            or header.previous != NO_PREVIOUS
+            or not isinstance(body, Genesis)
+        ):
+            raise RemoteError("bad_genesis", "not a genesis record")
+        if body.founder != header.coordinator or header.body != body_hash(body) or header.kind != "genesis":
+            raise RemoteError("bad_genesis", "header and body disagree")
+        authority.check(header.coordinator, header)
+        self._authority = authority
+        self.records: list[Record] = [genesis]
+        self.hashes: list[bytes] = [authority.hash(header)]
+        self.certified = 0
+        self.certificates: dict[int, Certificate] = {}
+        self._committees: list[tuple[int, Committee]] = [(0, Committee((body.founder,)))]
+        self._openings: list[tuple[int, Header]] = [(0, header)]
+
+    # Reading
+
+    @property
+    def last(self) -> Header:
+        return self.records[-1].header
+
+    @property
+    def height(self) -> int:
+        return len(self.records) - 1
+
+    @property
+    def newest_certificate(self) -> Certificate | None:
+        return self.certificates.get(self.certified)
+
+    def committee_at(self, height: int) -> Committee:
+        """The committee that votes and certificates at `height` count over."""
+        return next(committee for at, committee in reversed(self._committees) if at <= height)
+
+    @property
+    def committee(self) -> Committee:
+        """The committee at the end of the log, certified or not."""
+        return self._committees[-1][1]
+
+    @property
+    def committee_height(self) -> int:
+        return self._committees[-1][0]
+
+    def live_committees(self) -> list[Committee]:
+        """Those whose quorums prove a term to this peer: the last certified committee and any above it.
+
+        A joint one that is certified may have been followed by its incoming half in a log this peer has not seen, so that
+        half alone proves a term too (its majority is no single liar; that is all a proof of a term has to exclude).
+        """
+        last_certified = max(i for i, (at, _) in enumerate(self._committees) if at <= self.certified)
+        live = [committee for _, committee in self._committees[last_certified:]]
+        return live + [Committee(committee.voters) for committee in live if committee.joint]
+
+    def opening(self, term: int) -> Record | None:
+        """The record that opened `term` in this log (genesis for term 0)."""
+        for at, header in reversed(self._openings):
+            if header.term == term:
+                return self.records[at]
+            if header.term < term:
+                break
+        return None
+
+    def coordinator_of(self, term: int) -> str | None:
+        record = self.opening(term)
+        return record.header.coordinator if record else None
+
+    def holds(self, height: int, name: bytes) -> bool:
+        return 0 <= height <= self.height and self.hashes[height] == name
+
+    def batch(self, start: int, *, limit_bytes: int, limit_records: int) -> tuple[Record, ...]:
+        """Records from height `start` on, at least one if there is one, within the limits."""
+        chosen: list[Record] = []
+        size = 0
+        for record in self.records[start : start + limit_records]:
+            size += len(encode(record))
+            if chosen and size > limit_bytes:
+                break
+            chosen.append(record)
+        return tuple(chosen)
+
+    # Growing
+
+    def check_next(self, record: Record) -> None:
+        """Raises RemoteError unless `record` may follow the last one (module docstring)."""
+        header, body, last = record.header, record.body, self.last
+        if header.height != last.height + 1:
+            raise RemoteError("bad_record", f"height {header.height} after {last.height}")
+        if header.previous != self.hashes[-1]:
+            raise RemoteError("bad_record", f"record {header.height} does not extend ours")
+        if body is None:
+            if header.kind != "round":
+                raise RemoteError("bad_record", f"a {header.kind} record without its body")
+        elif header.kind != body_kind(body) or header.body != body_hash(body):
+            raise RemoteError("bad_record", "header and body disagree")
+        own_committee = header.height if header.kind == "committee" else self.committee_height
+        if header.committee != own_committee:
+            raise RemoteError(
+                "bad_record", f"counts over the committee of {header.committee}, not {own_committee}"
+            )
+        if header.term == last.term:
+            if header.kind in ("opening", "genesis"):
+                raise RemoteError("bad_record", f"a second {header.kind} in term {header.term}")
+            if header.coordinator != self.coordinator_of(header.term):
+                raise RemoteError("bad_record", f"{header.coordinator} did not open term {header.term}")
+        elif header.term < last.term or not isinstance(body, Opening):
+            raise RemoteError("bad_record", f"a {header.kind} of term {header.term} after term {last.term}")
+        else:
+            self.check_opening(header, body)
+        if isinstance(body, CommitteeChange):
+            self._check_committee_change(body.committee)
+        self._authority.check(header.coordinator, header)
+
+    def check_opening(self, header: Header, body: Opening) -> None:
+        """Raises RemoteError unless the votes elect `header.coordinator` in its term, naming the record before."""
+        check_votes(
+            self._authority,
+            body.votes,
+            term=header.term,
+            candidate=header.coordinator,
+            last=header.previous,
+            committees=[self.committee_at(header.height - 1)],
+        )
+
+    def _check_committee_change(self, new: Committee) -> None:
+        new.check()
+        current = self.committee
+        if current.joint:
+            if new.joint or new.voters != current.voters:
+                raise RemoteError("bad_committee", "a joint committee is followed by its incoming half")
+        elif new.outgoing != current.voters:
+            raise RemoteError(
+                "bad_committee", "a change goes through the joint committee of new and current voters"
+            )
+
+    def append(self, record: Record) -> None:
+        """Adds a record that `check_next` accepts."""
+        self.check_next(record)
+        height = record.header.height
+        self.records.append(record)
+        self.hashes.append(self._authority.hash(record.header))
+        if isinstance(record.body, CommitteeChange):
+            self._committees.append((height, record.body.committee))
+        if isinstance(record.body, Opening):
+            self._openings.append((height, record.header))
+
+    def truncate(self, height: int) -> None:
+        """Drops all above `height`. Raises LocalError when that would drop something certified."""
+        if height < self.certified:
+            raise LocalError(f"truncation to {height} below the certified height {self.certified}")
+        del self.records[height + 1 :], self.hashes[height + 1 :]
+        while self._committees[-1][0] > height:
+            self._committees.pop()
+        while self._openings[-1][0] > height:
+            self._openings.pop()
+
+    def check_certificate(self, certificate: Certificate) -> None:
+        """Raises RemoteError unless a quorum of the committee at its height signed it (the record must be held here)."""
+        if not self.holds(certificate.height, certificate.record):
+            raise RemoteError("unknown_record", f"a certificate for height {certificate.height}")
+        if certificate.term != self.records[certificate.height].header.term:
+            raise RemoteError("bad_certificate", "of another term than its record")
+        committee = self.committee_at(certificate.height)
+        if len(certificate.signatures) > len(committee.everyone):
+            raise RemoteError("bad_certificate", "more signatures than voters")
+        if not committee.is_quorum(certificate.signers(self._authority)):
+            raise RemoteError("bad_certificate", f"no quorum at height {certificate.height}")
+
+    def check_no_fork(self, certificate: Certificate) -> None:
+        """Raises Fork when a quorum certified another record than ours at a height that is certified here."""
+        height = certificate.height
+        if not 0 < height <= self.certified or self.hashes[height] == certificate.record:
+            return
+        if self.committee_at(height).is_quorum(certificate.signers(self._authority)):
+            raise Fork(
+                f"two certificates at height {height}: {self.hashes[height].hex()[:16]} is certified here, {certificate}"
+            )
+
+    def certify(self, certificate: Certificate) -> list[Record]:
+        """Extends the certified prefix; returns the records that it newly covers, oldest first.
+
+        Raises RemoteError as check_certificate does.
+        """
+        self.check_certificate(certificate)
+        if certificate.height <= self.certified:
+            return []
+        covered = self.records[self.certified + 1 : certificate.height + 1]
+        self.certificates[certificate.height] = certificate
+        self.certified = certificate.height
+        return covered
+
+    def adopt(self, records: Sequence[Record], certificate: Certificate) -> tuple[int, list[Record]]:
+        """Replaces what is not certified here by a certified chain; (height kept, records now new in the log).
+
+        The chain is checked as a whole before anything changes: on RemoteError the ledger is as it was.
+        Raises Fork when the chain contradicts the certified prefix and is certified itself.
+        """
+        records = list(records)
+        while records and self.holds(records[0].header.height, self._authority.hash(records[0].header)):
+            records.pop(0)
+        if not records:
+            return self.height, []
+        start = records[0].header.height
+        if start > self.height + 1 or start < 1:
+            raise RemoteError("gap", f"records from {start} on, while the log ends at {self.height}")
+        if start <= self.certified:
+            self._check_fork(start, records, certificate)
+        replaced = self.records[start:]
+        self.truncate(start - 1)
+        try:
+            for record in records:
+                self.append(record)
+            self.check_certificate(certificate)
+        except RemoteError:
+            self.truncate(start - 1)
+            for record in replaced:
+                self.append(record)
+            raise
+        return start - 1, records
+
+    def _check_fork(self, start: int, records: Sequence[Record], certificate: Certificate) -> None:
+        """Raises RemoteError when the chain that contradicts the certified prefix is not certified, else Fork."""
+        other = Ledger(self._authority, self.records[0])
+        for record in [*self.records[1:start], *records]:
+            other.append(record)
+        other.check_certificate(certificate)
+        raise Fork(
+            f"two certified chains: at height {start} this peer holds {self.hashes[start].hex()[:16]}, another "
+            f"certified {other.hashes[start].hex()[:16]} (certificate at {certificate.height}, "
+            f"signed by {', '.join(voter for voter, _ in certificate.signatures)})"
+        )
+
+
+def check_votes(
+    authority: Authority,
+    votes: Sequence[Vote],
+    *,
+    term: int,
+    candidate: str,
+    last: bytes,
+    committees: Sequence[Committee],
+) -> None:
+    """Raises RemoteError unless the votes are a quorum of one of `committees` for `candidate` in `term`."""
+    if len(votes) > max(len(committee.everyone) for committee in committees):
+        raise RemoteError("bad_votes", "more votes than voters")
+    for vote in votes:
+        if (vote.term, vote.candidate, vote.last) != (term, candidate, last):
+            raise RemoteError("bad_votes", f"a vote of term {vote.term} for {vote.candidate}")
+        authority.check(vote.voter, vote)
+    voters = {vote.voter for vote in votes}
+    if not any(committee.is_quorum(voters) for committee in committees):
+        raise RemoteError("bad_votes", f"no quorum for {candidate} in term {term}")

@@ -1,0 +1,499 @@
+"""The centre: one peer of a run, as a state machine without I/O.
+
+    inputs    start, receive, complete, tick, connected, disconnected, leave      each returns effects (`effects.py`)
+    reading   next_deadline, status                                               change nothing
+
+`Peer` composes the agreement (`consensus/`), the roster of members (`rounds/participation.py`) and the work of the run
+(`Work`: the rounds), gives every message to the part it is meant for, and is the edge at which a `RemoteError` stops: what a
+peer sent wrongly is counted by kind and by peer, and goes no further. Everything random is derived by hash from the entropy
+given at start and a purpose, so one more draw in one place moves nothing in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from hashlib import sha256
+from random import Random
+from typing import Any, Protocol
+
+import msgspec
+
+from p2pcoord.consensus.agreement import Agreement
+from p2pcoord.consensus.election import NEVER
+from p2pcoord.consensus.ledger import (
+    Admission,
+    CommitteeChange,
+    Farewell,
+    Fork,
+    Members,
+    Record,
+    Round,
+)
+from p2pcoord.consensus.voter import Timing
+from p2pcoord.effects import Done, Effect, Failed, Halt, Outcome
+from p2pcoord.errors import LocalError, RemoteError
+from p2pcoord.frames import Life, PeerFrame, Slot
+from p2pcoord.identity import Authority
+from p2pcoord.messages import (
+    AnyMessage,
+    JoinReply,
+    JoinRequest,
+    LeaveRequest,
+    RecordsRequest,
+    decode_message,
+)
+from p2pcoord.outbox import Outbox
+from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, Roster, join_proof
+from p2pcoord.rounds.rounds import Rounds
+from p2pcoord.rounds.setting import Rules, Setting
+from p2pcoord.wire import decode
+
+# A tick this late means that the machine slept, not that the others did (architecture: effects).
+LATE_TICK_NS = 500_000_000
+
+# A joiner repeats its request until a certified record names it; a member that leaves likewise.
+REQUEST_INTERVAL_NS = 1_000_000_000
+
+# A member outside the committee that has heard of nothing new asks somebody this often whether it missed an announcement.
+CATCH_UP_INTERVAL_NS = 2_000_000_000
+
+# The coordinator looks at its committee this often; a change takes two certificates anyway.
+TEND_INTERVAL_NS = 500_000_000
+
+# Messages that one input may cause a peer to send itself; a round needs about ten.
+MAX_LOCAL_MESSAGES = 10_000
+
+# Rejected messages are counted for this many peers at most; the rest are counted together.
+MAX_COUNTED_PEERS = 1024
+OTHERS = "others"
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What an earlier life left: the log's frames (empty on the first start), the roots of the content on the disk, and
+    fresh entropy for this life."""
+
+    frames: tuple[bytes, ...]
+    entropy: bytes
+    contents: frozenset[bytes] = frozenset()
+
+
+class PeerSettings(msgspec.Struct, frozen=True):
+    """What this machine brings, and what the run agreed. `secret` is None in an open run."""
+
+    name: str
+    secret: bytes | None
+    committee_size: int = 7
+    rotation_rounds: int = 20
+    timing: Timing = Timing()
+    rules: Rules | None = None
+    """The run's rules for rounds; None when the owner gives the peer another `work`."""
+
+
+class Work(Protocol):
+    """What the agreement is for: makes rounds while this peer coordinates, and judges those of others."""
+
+    def check(self, record: Record, body: Round, now: int) -> str | None: ...
+    def certified(self, records: Sequence[Record], now: int) -> None: ...
+    def receive(self, sender: str, message: AnyMessage, now: int) -> bool: ...
+    def complete(self, effect_id: int, outcome: Outcome, now: int) -> None: ...
+    def tick(self, now: int) -> None: ...
+    def next_deadline(self) -> int: ...
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def reconfigurable(self) -> bool: ...
+
+
+class Peer:
+    """One peer. Create it with its identity and the run's genesis, give it its `work`, then call start once."""
+
+    def __init__(self, authority: Authority, genesis: Record, settings: PeerSettings) -> None:
+        self.authority = authority
+        self.me = authority.peer_id
+        self.settings = settings
+        self.outbox = Outbox(self.me)
+        self.genesis = genesis
+        self.roster = Roster(authority, settings.secret)
+        self.connections: set[str] = set()
+        self.rejected: dict[str, dict[str, int]] = {}
+        self.halted = ""
+        self.agreement: Agreement
+        self.work: Work
+        self._persists: dict[int, None] = {}
+        self._joiners: dict[str, Admission] = {}
+        self._farewells: dict[str, Farewell] = {}
+        self._leaving: Farewell | None = None
+        self._request_at = NEVER
+        self._catch_up_at = NEVER
+        self._tend_at = NEVER
+        self._next_source = 0
+        self._now = 0
+        self.incarnation = 0
+
+    def _rounds(self, rules: Rules, frames: Sequence[PeerFrame], contents: frozenset[bytes]) -> Rounds:
+        setting = Setting(
+            self.authority,
+            self.agreement.voter,
+            self.roster,
+            self.outbox,
+            rules,
+            incarnation=self.incarnation,
+            alive=self.alive,
+            send=self.outbox.send,
+            ask_records=self.agreement.replication.ask,
+            retry=self.agreement.replication.retry,
+        )
+        rounds = Rounds(setting, self.agreement)
+        slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
+        rounds.participant.restore(slots, contents)
+        return rounds
+
+    def alive(self, peer: str) -> bool:
+        """Whether a peer lives and can be reached from here, by what is known now."""
+        return peer == self.me or peer in self.connections
+
+    # Inputs
+
+    def start(self, restored: Restored, now: int) -> list[Effect]:
+        """Begins, or goes on after a restart. Raises LocalError when the log is not this peer's or contradicts itself."""
+        self._entropy = restored.entropy
+        self.agreement = Agreement(
+            self.authority,
+            self.outbox,
+            self.genesis,
+            self.random("election"),
+            timing=self.settings.timing,
+            committee_size=self.settings.committee_size,
+            check=self._check,
+            certified=self._on_certified,
+        )
+        frames: list[PeerFrame] = [decode(frame, PeerFrame) for frame in restored.frames]  # type: ignore[arg-type]
+        self._now = now
+        self.agreement.start([f for f in frames if not isinstance(f, Life | Slot)], now)
+        self.incarnation = 1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0)
+        self.outbox.persist([Life(self.incarnation)])
+        if self.settings.rules is not None:
+            self.work = self._rounds(self.settings.rules, frames, restored.contents)
+        ledger = self.agreement.voter.ledger
+        known = ledger.records[: ledger.certified + 1]
+        self.roster.apply(known)
+        self.work.certified(known, now)
+        self._request_at = self._catch_up_at = self._tend_at = now
+        return self._finish(now)
+
+    def receive(self, sender: str, data: bytes, now: int) -> list[Effect]:
+        """A message from an authenticated peer. Whatever it holds, this returns."""
+        if self.halted:
+            return []
+        self._now = now
+        try:
+            message = decode_message(data)
+        except RemoteError as error:
+            self.reject(sender, error)
+        else:
+            self._handle(sender, message, now)
+        return self._finish(now)
+
+    def _handle(self, sender: str, message: AnyMessage, now: int) -> None:
+        try:
+            self._dispatch(sender, message, now)
+        except RemoteError as error:
+            self.reject(sender, error)
+        except Fork as fork:
+            self._halt(str(fork))
+
+    def complete(self, effect_id: int, outcome: Outcome, now: int) -> list[Effect]:
+        """The outcome of an effect; ids of an earlier life are ignored."""
+        if self.halted:
+            return []
+        self._now = now
+        if effect_id in self._persists:
+            del self._persists[effect_id]
+            if isinstance(outcome, Done):
+                self.outbox.durable = effect_id
+                self.agreement.durable(now)
+            else:
+                reason = outcome.reason if isinstance(outcome, Failed) else "cancelled"
+                self._halt(f"the log could not be written: {reason}")
+        else:
+            self.work.complete(effect_id, outcome, now)
+        return self._finish(now)
+
+    def tick(self, now: int) -> list[Effect]:
+        """Time has passed: call at next_deadline(), or later."""
+        if self.halted:
+            return []
+        self._now = now
+        if now - self.next_deadline() > LATE_TICK_NS:
+            self.outbox.emit("late-tick", late_ns=now - self.next_deadline())
+            self.agreement.postpone(now)
+        self.agreement.tick(now)
+        self._request(now)
+        self._catch_up(now)
+        if self.agreement.replication.opened and now >= self._tend_at:
+            self._tend_at = now + TEND_INTERVAL_NS
+            self._tend(now)
+        self.work.tick(now)
+        return self._finish(now)
+
+    def connected(self, peer: str, now: int) -> list[Effect]:
+        if self.halted:
+            return []
+        self.connections.add(peer)
+        self._request_at = min(self._request_at, now)
+        self._catch_up_at = min(self._catch_up_at, now)
+        return self._finish(now)
+
+    def disconnected(self, peer: str, now: int) -> list[Effect]:
+        if self.halted:
+            return []
+        self.connections.discard(peer)
+        return self._finish(now)
+
+    def leave(self, now: int) -> list[Effect]:
+        """Say goodbye: hand over the duty, then ask to be let go. `left` tells when that is certified."""
+        if self._leaving is None and not self.halted:
+            height = self.agreement.voter.ledger.certified
+            self._leaving = self.authority.sign(Farewell(self.me, height))
+            self._farewells[self.me] = self._leaving
+            self._request_at = self._tend_at = now
+            if self.agreement.is_coordinator:
+                self.agreement.rotate(now)
+        return self._finish(now)
+
+    # Reading
+
+    def next_deadline(self) -> int:
+        tend = self._tend_at if self.agreement.replication.opened else NEVER
+        return min(
+            self.agreement.next_deadline(),
+            self.work.next_deadline(),
+            self._request_at,
+            self._catch_up_at,
+            tend,
+        )
+
+    @property
+    def is_member(self) -> bool:
+        return self.roster.is_member(self.me)
+
+    @property
+    def left(self) -> bool:
+        """The run has let this peer go: it is no voter and no member any more."""
+        committee = self.agreement.voter.ledger.committee_at(self.agreement.voter.ledger.certified)
+        return self._leaving is not None and not self.is_member and self.me not in committee.everyone
+
+    def random(self, purpose: str) -> Random:
+        """A stream of its own for one purpose."""
+        return Random(sha256(self._entropy + self.me.encode() + purpose.encode()).digest())
+
+    # Messages
+
+    def _dispatch(self, sender: str, message: AnyMessage, now: int) -> None:
+        if isinstance(message, RecordsRequest):
+            self._check_may_read(sender)
+        if self.agreement.receive(sender, message, now) or self.work.receive(sender, message, now):
+            return
+        if isinstance(message, JoinRequest):
+            self._on_join_request(sender, message, now)
+        elif isinstance(message, JoinReply):
+            if message.refused:
+                self.outbox.emit("join-refused", by=sender, reason=message.refused)
+        elif isinstance(message, LeaveRequest):
+            self._on_leave_request(sender, message, now)
+
+    def _check_may_read(self, sender: str) -> None:
+        """Strangers get nothing: the ledger is for members, and for joiners that have shown their proof."""
+        if not self.roster.is_member(sender) and sender not in self._joiners:
+            raise RemoteError("stranger", "asks for records without having shown that it may join")
+
+    def reject(self, sender: str, error: RemoteError) -> None:
+        """Counts what a peer sent wrongly."""
+        by_peer = self.rejected.setdefault(error.kind, {})
+        known = sender in by_peer or len(by_peer) < MAX_COUNTED_PEERS
+        by_peer[sender if known else OTHERS] = by_peer.get(sender if known else OTHERS, 0) + 1
+        self.outbox.emit("rejected", kind=error.kind, peer=sender, detail=error.detail)
+
+    # Joining and leaving
+
+    def _request(self, now: int) -> None:
+        """Repeats what this peer asks of the run: to be admitted, or to be let go."""
+        if now < self._request_at:
+            return
+        self._request_at = NEVER
+        if self._leaving is not None and not self.left:
+            self._to_coordinator(LeaveRequest(self._leaving))
+            self._request_at = now + REQUEST_INTERVAL_NS
+        elif self._leaving is None and not self.is_member and not self.roster.excluded(self.me):
+            secret = self.settings.secret
+            proof = join_proof(secret, self.authority.run, self.me) if secret is not None else b""
+            request = JoinRequest(Admission(self.me, self.settings.name[:MAX_NAME_LENGTH], proof))
+            source = self._some_connection()
+            if source:
+                self.outbox.send(source, request)
+                self.agreement.replication.ask(source, now)
+                self._request_at = now + REQUEST_INTERVAL_NS
+
+    def _to_coordinator(self, message: AnyMessage) -> None:
+        """To the coordinator where it is known and connected, else to somebody who may know it."""
+        coordinator = self.agreement.voter.coordinator
+        if coordinator == self.me:
+            return
+        target = coordinator if coordinator in self.connections else self._some_connection()
+        if target:
+            self.outbox.send(target, message)
+
+    def _some_connection(self) -> str:
+        """Each connection in turn; nobody when there is none."""
+        if not self.connections:
+            return ""
+        order = sorted(self.connections)
+        self._next_source += 1
+        return order[self._next_source % len(order)]
+
+    def _on_join_request(self, sender: str, message: JoinRequest, now: int) -> None:
+        admission = message.admission
+        if reason := self.roster.excluded(admission.peer) or self.roster.proves(admission):
+            self.outbox.send(sender, JoinReply(reason))
+            raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
+        if self.roster.is_member(admission.peer):
+            return
+        if len(self._joiners) < MAX_ADMISSIONS:
+            self._joiners[admission.peer] = admission
+        if self.agreement.is_coordinator:
+            self._tend_at = min(self._tend_at, now)
+        elif sender == admission.peer and self.agreement.voter.coordinator in self.connections:
+            self._to_coordinator(message)
+        if sender == admission.peer:
+            self.outbox.send(sender, JoinReply(""))
+
+    def _on_leave_request(self, sender: str, message: LeaveRequest, now: int) -> None:
+        farewell = message.farewell
+        self.authority.check(farewell.peer, farewell)
+        if not self.roster.is_member(farewell.peer):
+            return
+        if self.agreement.is_coordinator:
+            self._farewells[farewell.peer] = farewell
+            self._tend_at = min(self._tend_at, now)
+        elif sender == farewell.peer:
+            self._to_coordinator(message)
+
+    # Records
+
+    def _check(self, record: Record) -> str | None:
+        """What a voter checks before it acknowledges (Replication.Check)."""
+        body = record.body
+        if isinstance(body, Round):
+            return self.work.check(record, body, self._now)
+        if isinstance(body, Members):
+            return self.roster.check(body)
+        if isinstance(body, CommitteeChange):
+            strangers = [peer for peer in body.committee.voters if not self.roster.is_member(peer)]
+            return f"{strangers[0]} is no member and cannot vote" if strangers else ""
+        return ""
+
+    def _on_certified(self, records: Sequence[Record], now: int) -> None:
+        was_member = self.is_member
+        self.roster.apply(records)
+        for record in records:
+            self._tell(record)
+        if self.is_member and not was_member:
+            self.outbox.emit("joined", peer=self.me)
+        self._joiners = {peer: a for peer, a in self._joiners.items() if not self.roster.is_member(peer)}
+        self._farewells = {peer: f for peer, f in self._farewells.items() if self.roster.is_member(peer)}
+        self._catch_up_at = now + CATCH_UP_INTERVAL_NS
+        if self.agreement.is_coordinator:
+            answer = self.agreement.replication.certified_from(records[0].header.height)
+            if answer is not None:
+                self.outbox.announce(answer, after=self.agreement.voter.term_persist)
+            self._tend_at = min(self._tend_at, now)
+        self.work.certified(records, now)
+
+    def _tell(self, record: Record) -> None:
+        body = record.body
+        height, term = record.header.height, record.header.term
+        self.outbox.emit("certified", height=height, term=term, kind=record.header.kind)
+        if isinstance(body, Members):
+            for admission in body.admitted:
+                self.outbox.emit("admitted", peer=admission.peer, name=admission.name)
+            for farewell in body.left:
+                self.outbox.emit("left", peer=farewell.peer)
+            for exclusion in body.excluded:
+                self.outbox.emit(
+                    "excluded", peer=exclusion.peer, reason=exclusion.reason, until=exclusion.until
+                )
+
+    def _catch_up(self, now: int) -> None:
+        """A member outside the committee depends on announcements, and those may be lost."""
+        if now < self._catch_up_at:
+            return
+        self._catch_up_at = now + CATCH_UP_INTERVAL_NS
+        if not self.agreement.quorum_held(now):
+            source = self._some_connection()
+            if source and self.is_member:
+                self.agreement.replication.ask(source, now)
+
+    # The coordinator's care for who is in
+
+    def _tend(self, now: int) -> None:
+        agreement = self.agreement
+        gone = {peer for peer in agreement.committee.everyone if not self.roster.is_member(peer)} | set(
+            self._farewells
+        )
+        if not self.work.reconfigurable:
+            return
+        admitted = tuple(list(self._joiners.values())[:MAX_ADMISSIONS])
+        leaving = tuple(f for f in self._farewells.values() if f.peer not in agreement.committee.everyone)
+        ledger = agreement.voter.ledger
+        if (admitted or leaving) and ledger.certified == ledger.height:
+            agreement.propose(Members(admitted, leaving[: MAX_ADMISSIONS - len(admitted)]), now)
+            return
+        agreement.tend_committee(self._voter_candidates(gone), gone, now)
+        due = 0 < self.settings.rotation_rounds <= agreement.rounds_in_term()
+        if self.work.idle and (due or self._leaving is not None):
+            agreement.rotate(now)
+
+    def _voter_candidates(self, gone: Collection[str]) -> list[str]:
+        """Living, reachable members outside the committee, in order of admission."""
+        voters = self.agreement.committee.everyone
+        return [p for p in self.roster.members if p in self.connections and p not in voters and p not in gone]
+
+    # Ends
+
+    def _halt(self, reason: str) -> None:
+        if not self.halted:
+            self.halted = reason
+            self.outbox.put(Halt(reason))
+
+    def _finish(self, now: int) -> list[Effect]:
+        for _ in range(MAX_LOCAL_MESSAGES):
+            if not self.outbox.local or self.halted:
+                break
+            self._handle(self.me, self.outbox.local.popleft(), now)  # type: ignore[arg-type]
+        else:
+            raise LocalError(f"over {MAX_LOCAL_MESSAGES} messages to itself in one input")
+        effects = self.outbox.take()
+        for effect in effects:
+            if type(effect).__name__ == "Persist":
+                self._persists[effect.id] = None  # type: ignore[attr-defined]
+        return effects
+
+    def status(self, now: int) -> dict[str, Any]:
+        """A pure read of what this peer knows; docs/protocol.md lists the fields."""
+        voter, ledger = self.agreement.voter, self.agreement.voter.ledger
+        committee = self.agreement.committee
+        return {
+            "peer_id": self.me,
+            "name": self.settings.name,
+            "role": str(voter.role) if voter.is_voter() else "member" if self.is_member else "stranger",
+            "term": voter.term,
+            "coordinator": voter.coordinator,
+            "height": ledger.height,
+            "certified": ledger.certified,
+            "lineage": ledger.hashes[ledger.certified].hex(),
+            "voters": list(committee.voters),
+            "outgoing": list(committee.outgoing),
+            "quorum_held": self.agreement.quorum_held(now),
+            "members": list(self.roster.members),
+            "rejected": {kind: dict(by_peer) for kind, by_peer in self.rejected.items()},
+        }

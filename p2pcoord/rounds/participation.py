@@ -1,0 +1,127 @@
+"""Who takes part: joining, leaving, exclusion.
+
+    state      meaning                                             becomes
+    stranger   no certified record names it                        member, by an admission
+    member     admitted; may contribute, hold state, become voter  left, by its own wish; excluded, with a reason
+    excluded   does not count until version `until` is certified   member again at that version (0: never)
+    left       said goodbye                                        member again, by a new admission
+
+The roster is a pure function of certified records, so all peers that certified the same prefix have the same one. Joining
+is asked of any member; it travels to the coordinator, and every voter checks its proof before it acknowledges the record.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from hashlib import sha256
+
+import msgspec
+
+from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record, Round
+from p2pcoord.identity import Authority
+
+# Members in one record: 512 admissions of about 100 bytes fit a body (64 KiB) with room to spare.
+MAX_ADMISSIONS = 512
+
+# A name is for people; the peer id is what counts.
+MAX_NAME_LENGTH = 64
+
+_JOIN_DOMAIN = b"p2pcoord join 1\x00"
+
+
+def join_proof(secret: bytes, run: bytes, peer: str) -> bytes:
+    """HMAC-SHA256 of run and joiner's id: shows that the joiner knows the secret, to all who know it, for itself only."""
+    return hmac.new(secret, _JOIN_DOMAIN + run + peer.encode(), sha256).digest()
+
+
+class Member(msgspec.Struct, frozen=True):
+    name: str
+    admitted_height: int
+
+
+class Roster:
+    """Members of a run, replayed from certified records. `secret` is None in an open run."""
+
+    def __init__(self, authority: Authority, secret: bytes | None) -> None:
+        self._authority = authority
+        self._secret = secret
+        self._members: dict[str, Member] = {}
+        """Every member ever admitted and not left, in order of admission."""
+        self._exclusions: dict[str, Exclusion] = {}
+        self._times_excluded: dict[str, int] = {}
+        self.version = 0
+
+    def apply(self, records: Iterable[Record]) -> None:
+        """Follows newly certified records, in order."""
+        for record in records:
+            body = record.body
+            if isinstance(body, Genesis):
+                self._members[body.founder] = Member("founder", 0)
+            elif isinstance(body, Round):
+                self.version = body.version
+            elif isinstance(body, Members):
+                for admission in body.admitted:
+                    self._members.pop(admission.peer, None)
+                    self._members[admission.peer] = Member(admission.name, record.header.height)
+                for farewell in body.left:
+                    self._members.pop(farewell.peer, None)
+                for exclusion in body.excluded:
+                    self._exclusions[exclusion.peer] = exclusion
+                    self._times_excluded[exclusion.peer] = self._times_excluded.get(exclusion.peer, 0) + 1
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Those that count now, in order of admission."""
+        return tuple(peer for peer in self._members if not self.excluded(peer))
+
+    def is_member(self, peer: str) -> bool:
+        return peer in self._members and not self.excluded(peer)
+
+    def name_of(self, peer: str) -> str:
+        member = self._members.get(peer)
+        return member.name if member else ""
+
+    def excluded(self, peer: str) -> str:
+        """Why `peer` does not count ("" when it does)."""
+        exclusion = self._exclusions.get(peer)
+        if exclusion is None or (exclusion.until and self.version >= exclusion.until):
+            return ""
+        return exclusion.reason
+
+    def exclusion_of(self, peer: str, reason: str, *, for_good: bool = False) -> Exclusion:
+        """The record entry that excludes `peer`; the wait doubles each time: 2, 4, 8 ... up to 64 versions."""
+        wait = min(2 << self._times_excluded.get(peer, 0), 64)
+        return Exclusion(peer, reason, 0 if for_good else self.version + wait)
+
+    def proves(self, admission: Admission) -> str:
+        """Why the proof of this admission does not hold ("" when it does)."""
+        if self._secret is None:
+            return ""
+        if not hmac.compare_digest(
+            admission.proof, join_proof(self._secret, self._authority.run, admission.peer)
+        ):
+            return "wrong secret"
+        return ""
+
+    def check(self, body: Members) -> str:
+        """Why a voter must not acknowledge this record ("" when it may)."""
+        if len(body.admitted) + len(body.left) + len(body.excluded) > MAX_ADMISSIONS:
+            return "too many changes in one record"
+        for admission in body.admitted:
+            if len(admission.name) > MAX_NAME_LENGTH:
+                return f"the name of {admission.peer} is too long"
+            if self.is_member(admission.peer):
+                return f"{admission.peer} is a member already"
+            if self.excluded(admission.peer):
+                return f"{admission.peer} is excluded: {self.excluded(admission.peer)}"
+            if reason := self.proves(admission):
+                return f"{admission.peer}: {reason}"
+        for farewell in body.left:
+            member = self._members.get(farewell.peer)
+            if member is None or farewell.height < member.admitted_height:
+                return f"{farewell.peer} is no member, or was admitted again after it said goodbye"
+            if not self._authority.verify(farewell.peer, farewell):
+                return f"the goodbye of {farewell.peer} is not signed by it"
+        strangers = [exclusion.peer for exclusion in body.excluded if exclusion.peer not in self._members]
+        return f"{strangers[0]} is no member" if strangers else ""

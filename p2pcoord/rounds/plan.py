@@ -1,0 +1,79 @@
+"""The plan of a round: who does which part, signed by the coordinator.
+
+A plan is replaced only by one of a higher (term, revision). A revision keeps the assignments by index: a replacement has the
+index of the assignment that it replaces and another member, and an (origin round, index) counts once, whoever did it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+
+from p2pcoord.identity import Statement
+
+# Plans travel whole to every member: at about 80 bytes an assignment this is 800 KiB, within a message.
+MAX_ASSIGNMENTS = 10_000
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+class Assignment(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One part of a round. `ranges` are half-open intervals of the training data (empty in mode own)."""
+
+    index: int
+    member: str
+    ranges: Ranges
+
+
+class Plan(Statement, frozen=True, tag="plan"):
+    """`parent` is the root of the state of version - 1, from which all train; `barrier_ns` is how long the coordinator
+    waits from when it sends the plan."""
+
+    term: int
+    version: int
+    revision: int
+    parent: bytes
+    assignments: tuple[Assignment, ...]
+    barrier_ns: int
+    coordinator: str
+    signature: bytes = b""
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        return self.version, self.term, self.revision
+
+    def of(self, member: str) -> tuple[Assignment, ...]:
+        return tuple(assignment for assignment in self.assignments if assignment.member == member)
+
+
+def deal(length: int, parts: int, version: int, offset: int) -> list[Ranges]:
+    """Cuts `length` samples into `parts` nearly equal ranges, beginning elsewhere each version.
+
+    `offset` is a number drawn per version: without it the same member would see the same samples in every round. Ranges
+    that pass the end go on at the beginning. With fewer samples than parts, some parts share a sample.
+    """
+    if length <= 0:
+        return [()] * parts
+    start = (offset * version) % length
+    cuts = [start + length * i // parts for i in range(parts + 1)]
+    return [_wrapped(low, max(high, low + 1), length) for low, high in pairwise(cuts)]
+
+
+def _wrapped(low: int, high: int, length: int) -> Ranges:
+    low, high = low % length, low % length + (high - low)
+    if high <= length:
+        return ((low, high),)
+    return ((low, length), (0, high - length))
+
+
+def split(length: int, parts: int) -> list[Ranges]:
+    """Cuts `length` samples into `parts` nearly equal consecutive ranges, each sample in exactly one; some may be empty."""
+    cuts = [length * i // parts for i in range(parts + 1)]
+    return [((low, high),) if high > low else () for low, high in pairwise(cuts)]
+
+
+def replaced(assignments: Sequence[Assignment], index: int, member: str) -> tuple[Assignment, ...]:
+    """The assignments with the one of this index given to `member`."""
+    return tuple(msgspec.structs.replace(a, member=member) if a.index == index else a for a in assignments)

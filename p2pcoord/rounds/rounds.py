@@ -1,0 +1,166 @@
+"""The rounds of a run: this peer's part in them, and the coordinator's while it has the duty. `Peer`'s work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from p2pcoord.consensus.agreement import Agreement
+from p2pcoord.consensus.election import NEVER
+from p2pcoord.consensus.ledger import Record, Round
+from p2pcoord.effects import Outcome
+from p2pcoord.messages import (
+    AnyMessage,
+    AttemptMessage,
+    AttemptRequest,
+    Obstacle,
+    Offering,
+    PartialMessage,
+    PlanAccepted,
+    PlanMessage,
+    Progress,
+    Reoffer,
+    Reoffered,
+    Report,
+    ResultMessage,
+    Share,
+    TrainingFailed,
+)
+from p2pcoord.metrics.training_metrics import MetricsRing
+from p2pcoord.rounds.coordinator import RoundCoordinator
+from p2pcoord.rounds.participant import Participant
+from p2pcoord.rounds.setting import Setting
+from p2pcoord.synchronization.state_tracker import StateTracker
+
+
+class Rounds:
+    """Messages, certified records and time, given to the participant and to the coordinator of the rounds."""
+
+    def __init__(self, setting: Setting, agreement: Agreement) -> None:
+        self.setting = setting
+        self.agreement = agreement
+        self.participant = Participant(setting)
+        self.coordinator = RoundCoordinator(setting, agreement.replication, self.participant)
+        self.tracker = StateTracker(setting.rules.state_zero.root)
+        self.metrics = MetricsRing()
+        self.last_round: Round | None = None
+        self.last_record: Record | None = None
+
+    # Work
+
+    def check(self, record: Record, body: Round, now: int) -> str | None:
+        return self.participant.check(record, body, now)
+
+    def certified(self, records: Sequence[Record], now: int) -> None:
+        rounds = [record for record in records if isinstance(record.body, Round)]
+        for record in rounds:
+            body = record.body
+            assert isinstance(body, Round)
+            self.participant.certified(body, now)
+            self.tracker.certified(body)
+            self.last_round, self.last_record = body, record
+            metrics = self.metrics.certified(body)
+            self.setting.outbox.emit(
+                "commit",
+                version=body.version,
+                term=record.header.term,
+                coordinator=record.header.coordinator,
+                loss=metrics.loss,
+                measures=metrics.measures,
+                contributors=list(metrics.contributors),
+                seconds=metrics.round_time,
+            )
+        self.participant.settle(now)
+        if rounds and self.coordinator.active:
+            self.coordinator.certified(now)
+        self._follow_duty(now)
+        self.coordinator.tick(now)
+        self._rest()
+
+    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+        participant, coordinator = self.participant, self.coordinator
+        match message:
+            case PlanMessage():
+                participant.on_plan(sender, message, now)
+            case PlanAccepted():
+                coordinator.on_plan_accepted(sender, message, now)
+            case Offering():
+                coordinator.on_offering(sender, message, now)
+            case TrainingFailed():
+                coordinator.on_training_failed(sender, message, now)
+            case Reoffer():
+                participant.on_reoffer(sender, message, now)
+            case Reoffered():
+                coordinator.on_reoffered(sender, message, now)
+            case AttemptMessage():
+                participant.on_attempt(sender, message, now)
+            case AttemptRequest():
+                answer = participant.attempt_message(message.attempt)
+                if answer is not None:
+                    self.setting.send(sender, answer)
+                    if coordinator.result is not None:
+                        self.setting.send(sender, ResultMessage(coordinator.result))
+            case PartialMessage():
+                participant.on_partial(sender, message, now)
+                coordinator.on_partial(sender, message, now)
+            case ResultMessage():
+                participant.on_result(sender, message, now)
+                coordinator.on_result(sender, message, now)
+            case Obstacle():
+                coordinator.on_obstacle(sender, message, now)
+            case Progress():
+                coordinator.on_progress(sender, message, now)
+            case Report():
+                coordinator.on_report(sender, message, now)
+            case Share():
+                coordinator.on_share(sender, message, now)
+            case _:
+                return False
+        return True
+
+    def complete(self, effect_id: int, outcome: Outcome, now: int) -> None:
+        self.setting.complete(effect_id, outcome, now)
+
+    def progress(self, now: int) -> None:
+        self.participant.progress(now)
+
+    def tick(self, now: int) -> None:
+        self._follow_duty(now)
+        self.participant.tick(now)
+        self.coordinator.tick(now)
+        self._rest()
+
+    def next_deadline(self) -> int:
+        times = [self.participant.next_deadline(), self.coordinator.next_deadline()]
+        return min((at for at in times if at is not None), default=NEVER)
+
+    @property
+    def idle(self) -> bool:
+        return self.coordinator.idle
+
+    @property
+    def reconfigurable(self) -> bool:
+        return self.coordinator.reconfigurable
+
+    @property
+    def over(self) -> bool:
+        return self.coordinator.over
+
+    # The duty
+
+    def _follow_duty(self, now: int) -> None:
+        """The coordinator of the rounds is whoever coordinates the run, from the certificate of its opening on."""
+        opened = self.agreement.replication.opened
+        if opened and not self.coordinator.active:
+            self.coordinator.begin(now)
+        elif not self.agreement.is_coordinator and self.coordinator.active:
+            self.coordinator.end()
+
+    def _rest(self) -> None:
+        """When nothing is left to do, heartbeats slow down."""
+        self.agreement.replication.resting = (
+            self.over and self.setting.voter.ledger.certified == self.setting.voter.ledger.height
+        )
+
+    def status(self) -> dict[str, Any]:
+        return self.coordinator.status()

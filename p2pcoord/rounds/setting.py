@@ -1,0 +1,122 @@
+"""What both sides of a round stand on: the run's rules, and this peer's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from p2pcoord.aggregation.mean import Mean
+from p2pcoord.consensus.ledger import Header
+from p2pcoord.consensus.voter import Voter
+from p2pcoord.content import ContentRef
+from p2pcoord.effects import Cancel, Effect, Outcome
+from p2pcoord.errors import LocalError
+from p2pcoord.identity import Authority
+from p2pcoord.optimization.optimizer import Optimizer, StepParameters
+from p2pcoord.outbox import Outbox
+from p2pcoord.rounds.participation import Roster
+from p2pcoord.synchronization.bsp import StragglerPolicy
+
+# Effects a peer has in flight at a time. Fetches dominate: fan_out children and a state; 256 is far above any honest need.
+MAX_IN_FLIGHT = 256
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """The run's agreed rules, as rounds need them (from the RunConfig and the pins in genesis)."""
+
+    rounds: int
+    barrier_ns: int
+    straggler_policy: StragglerPolicy
+    minimum_share: float
+    mean: Mean
+    fan_out: int
+    optimizer: Optimizer
+    learning_rate: Callable[[int], float]
+    """Version -> the step's learning rate."""
+    train_length: int
+    """Training samples that are dealt; 0 in mode own."""
+    validation_length: int
+    contribution_bytes: int
+    state_zero: ContentRef
+    seed: int
+
+    def step_parameters(self, version: int) -> StepParameters:
+        return self.optimizer.parameters(version, self.learning_rate(version))
+
+
+Then = Callable[[Outcome, int], None]
+
+
+class Setting:
+    """This peer's place: identity, log, roster, outbox, and its effects in flight."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        voter: Voter,
+        roster: Roster,
+        outbox: Outbox,
+        rules: Rules,
+        *,
+        incarnation: int,
+        alive: Callable[[str], bool],
+        send: Callable[[str, msgspec.Struct], None],
+        ask_records: Callable[[str, int], None],
+        retry: Callable[[int], None],
+    ) -> None:
+        self.authority = authority
+        self.me = authority.peer_id
+        self.voter = voter
+        self.roster = roster
+        self.outbox = outbox
+        self.rules = rules
+        self.incarnation = incarnation
+        self.alive = alive
+        """Whether a peer lives and can be reached from here, by what the detectors know now."""
+        self.send = send
+        self.ask_records = ask_records
+        self.retry = retry
+        """Something that a check waited for has come."""
+        self._then: dict[int, Then] = {}
+
+    @property
+    def newest_opening(self) -> Header:
+        """The opening of the newest term in this peer's log."""
+        opening = self.voter.ledger.opening(self.voter.ledger.last.term)
+        if opening is None:
+            raise LocalError("a log without the opening of its last term")
+        return opening.header
+
+    def coordinates(self, peer: str, term: int) -> bool:
+        """Whether this log says that `peer` opened `term`."""
+        return self.voter.ledger.coordinator_of(term) == peer
+
+    def start(self, effect: Effect, then: Then) -> int:
+        """Puts an effect that will be answered to `then`, exactly once, in this life."""
+        if len(self._then) >= MAX_IN_FLIGHT:
+            raise LocalError(f"{MAX_IN_FLIGHT} effects in flight")
+        number: int = effect.id  # type: ignore[attr-defined]  # effects that are answered have an id
+        self._then[number] = then
+        self.outbox.put(effect)
+        return number
+
+    def cancel(self, effect_id: int) -> None:
+        if effect_id in self._then:
+            self._then[effect_id] = _ignore
+            self.outbox.put(Cancel(effect_id))
+
+    def complete(self, effect_id: int, outcome: Outcome, now: int) -> bool:
+        then = self._then.pop(effect_id, None)
+        if then is None:
+            return False
+        then(outcome, now)
+        return True
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._then)
+
+
+def _ignore(outcome: Outcome, now: int) -> None:
+    """A cancelled effect's outcome."""
