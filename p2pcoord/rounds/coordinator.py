@@ -1,0 +1,718 @@
+"""The coordinator's side of a round: the phases (`phases.py`), their deadlines, and what a loss in each of them leads to.
+
+    loss                                   answer
+    a member dies while it trains          its assignment is given to another (a revision of the plan)
+    a member is late                       the straggler policy (`synchronization/bsp.py`)
+    a contributor's bytes are lost before  attempt n + 1 without it; losses that come together are batched
+    its ancestors have summed them
+    the root, before its result is known   attempt n + 1 without it
+    receivers of the result                nothing, as long as a quorum of voters has stepped
+    the coordinator                        the next one asks all members what they have, and goes on from there
+
+A coordinator keeps nothing that its successor could not ask for: the plan and the headers lie with the members, and the
+newest plan shown is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pcoord.aggregation.contribution import ContributionHeader, check_header
+from p2pcoord.consensus.ledger import Counted, Round
+from p2pcoord.consensus.replication import Replication
+from p2pcoord.content import ContentRef
+from p2pcoord.errors import LocalError, RemoteError
+from p2pcoord.messages import (
+    AttemptMessage,
+    Obstacle,
+    Offering,
+    PartialMessage,
+    PlanAccepted,
+    PlanMessage,
+    Progress,
+    Reoffer,
+    Reoffered,
+    Report,
+    ResultMessage,
+    Share,
+    TrainingFailed,
+)
+from p2pcoord.rounds.attempt import Attempt, Result, make_attempt
+from p2pcoord.rounds.participant import Participant
+from p2pcoord.rounds.phases import FOLLOWS, RECONFIGURABLE, Phase
+from p2pcoord.rounds.plan import MAX_ASSIGNMENTS, Assignment, Plan, deal, replaced, split
+from p2pcoord.rounds.setting import Setting
+from p2pcoord.run_config import derive_seed
+from p2pcoord.synchronization.bsp import Closing, closing
+
+# How long a new coordinator waits for members to say what they have; those who answer later offer what they have anyway.
+REOFFER_WINDOW_NS = 1_000_000_000
+
+# A plan that a member has not accepted is sent again; streams are reliable, so this is for links that were cut.
+RESEND_NS = 1_000_000_000
+
+# Losses come in crowds (a site's link fails): attempts wait this long for the next loss before they are made anew.
+BATCH_LOSSES_NS = 50_000_000
+
+# An attempt in which nothing at all was heard for this long is stuck on somebody frozen that is not yet suspected.
+STALL_NS = 3_000_000_000
+
+# What could not be begun (nobody there, the duty on its way to another) is tried again after this long.
+RETRY_NS = 500_000_000
+
+# A refused attempt (a metric that is not finite) is planned anew after 1, 2, 4 ... s, at most a minute.
+FIRST_BACKOFF_NS = 1_000_000_000
+MAX_BACKOFF_NS = 60_000_000_000
+
+
+class RoundCoordinator:
+    """Makes rounds while its peer coordinates. `begin` when its term's opening is certified, `end` when it steps down."""
+
+    def __init__(self, setting: Setting, replication: Replication, participant: Participant) -> None:
+        self.setting = setting
+        self.replication = replication
+        self.participant = participant
+        self.active = False
+        self.phase = Phase.COMPLETED
+        self._refusals = 0
+        self._not_before = 0
+        self._clear(0)
+
+    def _clear(self, now: int) -> None:
+        self.plan: Plan | None = None
+        self.accepted: set[str] = set()
+        self.headers: dict[tuple[int, int], ContributionHeader] = {}
+        self.attempt: Attempt | None = None
+        self.attempt_name = b""
+        self.number = 0
+        self.lost: set[str] = set()
+        self.result: Result | None = None
+        self.reports: dict[str, tuple[ContentRef, bool]] = {}
+        self.shares: dict[str, Share] = {}
+        self.proposed: int | None = None
+        self._summed: set[str] = set()
+        self._extensions = 0
+        self._reoffered: dict[str, Reoffered] = {}
+        self._asked: set[str] = set()
+        self._started_at = now
+        self._phase_at = now
+        self._waiting_since = now
+        self._resend_at = now
+        self._replan_at: int | None = None
+        self._heard_at = now
+        self._attempt_at = now
+        self._retry_at = now
+
+    # Life
+
+    def begin(self, now: int) -> None:
+        """This peer coordinates: first find out what the members have of the round its predecessor may have begun."""
+        self.active = True
+        self._clear(now)
+        self._enter(Phase.INITIALIZATION, now)
+        self._ask_members(now)
+
+    def end(self) -> None:
+        self.active = False
+        self._clear(0)
+
+    @property
+    def idle(self) -> bool:
+        """Strictly between two rounds: nothing is lost by handing the duty over."""
+        return not self.active or self.phase is Phase.COMPLETED or self.plan is None
+
+    @property
+    def reconfigurable(self) -> bool:
+        return (
+            not self.active
+            or (self.phase in RECONFIGURABLE)
+            or (self.phase is Phase.COMPLETED and self.proposed is None)
+        )
+
+    @property
+    def over(self) -> bool:
+        return self.participant.version >= self.setting.rules.rounds
+
+    def _enter(self, phase: Phase, now: int) -> None:
+        if phase is not self.phase and phase not in FOLLOWS[self.phase] and phase is not Phase.INITIALIZATION:
+            raise LocalError(f"from {self.phase} to {phase}")
+        self.phase = phase
+        self._phase_at = now
+        self._heard_at = now
+        self.setting.outbox.emit(
+            "phase",
+            phase=str(phase),
+            version=self.participant.version + 1,
+            attempt=self.number,
+            term=self.setting.voter.term,
+        )
+
+    def deadline(self) -> int | None:
+        """When the present phase gives up waiting, for status."""
+        if self.plan is None or not self.active:
+            return None
+        return self._waiting_since + self.plan.barrier_ns
+
+    def tick(self, now: int) -> None:
+        if not self.active or self.over:
+            return
+        self._watch_members(now)
+        match self.phase:
+            case Phase.INITIALIZATION:
+                self._initialize(now)
+            case Phase.TASK_DISTRIBUTION | Phase.LOCAL_TRAINING | Phase.GRADIENT_COLLECTION:
+                self._resend(now)
+                self._close(now)
+            case Phase.AGGREGATION | Phase.MODEL_UPDATE:
+                self._keep_attempt_alive(now)
+            case Phase.VALIDATION:
+                self._conclude(now)
+            case Phase.COMPLETED:
+                self._next_round(now)
+
+    def next_deadline(self) -> int | None:
+        if not self.active or self.over:
+            return None
+        match self.phase:
+            case Phase.INITIALIZATION:
+                return max(self._phase_at + REOFFER_WINDOW_NS, self._not_before, self._retry_at)
+            case Phase.TASK_DISTRIBUTION | Phase.LOCAL_TRAINING | Phase.GRADIENT_COLLECTION:
+                return min(self._resend_at, self._waiting_since + (self.plan.barrier_ns if self.plan else 0))
+            case Phase.AGGREGATION | Phase.MODEL_UPDATE:
+                return self._replan_at if self._replan_at is not None else self._heard_at + STALL_NS
+            case Phase.VALIDATION:
+                return self._phase_at + (self.plan.barrier_ns if self.plan else 0)
+            case Phase.COMPLETED:
+                return None  # certificates move it on, and the heartbeat's tick
+
+    # Initialization and plan
+
+    def _ask_members(self, now: int) -> None:
+        version = self.participant.version + 1
+        message = Reoffer(self.setting.voter.term, version, self.setting.voter.ledger.certified)
+        for member in self.setting.roster.members:
+            if self.setting.alive(member) and member not in self._asked:
+                self._asked.add(member)
+                self.setting.send(member, message)
+
+    def on_reoffered(self, sender: str, message: Reoffered, now: int) -> None:
+        if (
+            not self.active
+            or self.phase is not Phase.INITIALIZATION
+            or message.version != self.participant.version + 1
+        ):
+            return
+        if message.plan is not None:
+            self.setting.authority.check(message.plan.coordinator, message.plan)
+            if message.plan.parent != self.participant.state.root or message.plan.version != message.version:
+                raise RemoteError("bad_plan", "a plan for another state")
+        for header in message.headers:
+            self._admit(sender, header)
+        self._reoffered[sender] = message
+        self._initialize(now)
+
+    def _initialize(self, now: int) -> None:
+        living = [member for member in self.setting.roster.members if self.setting.alive(member)]
+        waiting = [member for member in living if member not in self._reoffered]
+        if waiting and now < self._phase_at + REOFFER_WINDOW_NS:
+            self._ask_members(now)
+            return
+        if now < self._not_before or not living or self.replication.transferring is not None:
+            self._retry_at = now + RETRY_NS
+            return
+        shown = [m.plan for m in self._reoffered.values() if m.plan is not None]
+        if (
+            self.participant.plan is not None
+            and self.participant.plan.version == self.participant.version + 1
+        ):
+            shown.append(self.participant.plan)
+        newest = max(shown, key=lambda plan: plan.rank, default=None)
+        if newest is None:
+            self._plan(self._deal(living), now)
+        else:
+            self._plan(self._inherit(newest, living), now)
+
+    def _deal(self, living: list[str]) -> tuple[Assignment, ...]:
+        rules, version = self.setting.rules, self.participant.version + 1
+        chosen = living[:MAX_ASSIGNMENTS]
+        offset = derive_seed(self.setting.authority.run, "deal", rules.seed) % max(rules.train_length, 1)
+        ranges = deal(rules.train_length, len(chosen), version, offset)
+        return tuple(Assignment(i, member, ranges[i]) for i, member in enumerate(chosen))
+
+    def _inherit(self, plan: Plan, living: list[str]) -> tuple[Assignment, ...]:
+        """An earlier coordinator's assignments; those whose member is gone and that nobody finished go to others."""
+        assignments = plan.assignments
+        for assignment in plan.assignments:
+            finished = (plan.version, assignment.index) in self.headers
+            if not finished and assignment.member not in living:
+                assignments = replaced(assignments, assignment.index, self._least_loaded(assignments, living))
+        return assignments
+
+    def _least_loaded(self, assignments: tuple[Assignment, ...], living: list[str]) -> str:
+        version = self.participant.version + 1
+        load = dict.fromkeys(living, 0)
+        for assignment in assignments:
+            if assignment.member in load and (version, assignment.index) not in self.headers:
+                load[assignment.member] += 1
+        return min(living, key=lambda member: (load[member], living.index(member)))
+
+    def _plan(self, assignments: tuple[Assignment, ...], now: int) -> None:
+        """Signs and sends a plan, or a revision of it."""
+        setting, version = self.setting, self.participant.version + 1
+        revision = self.plan.revision + 1 if self.plan is not None else 0
+        barrier = setting.rules.barrier_ns
+        self.plan = setting.authority.sign(
+            Plan(
+                setting.voter.term,
+                version,
+                revision,
+                self.participant.state.root,
+                assignments,
+                barrier,
+                setting.me,
+            )
+        )
+        self.accepted = set()
+        if self.phase is Phase.INITIALIZATION:
+            self._enter(Phase.TASK_DISTRIBUTION, now)
+            self._waiting_since = now
+        self._send_plan(now)
+        self._close(now)
+
+    def _send_plan(self, now: int) -> None:
+        if self.plan is None:
+            return
+        message = PlanMessage(self.plan, self.setting.voter.ledger.certified)
+        for member in dict.fromkeys(assignment.member for assignment in self.plan.assignments):
+            if member not in self.accepted and self.setting.alive(member):
+                self.setting.send(member, message)
+        self._resend_at = now + RESEND_NS
+
+    def _resend(self, now: int) -> None:
+        if now >= self._resend_at:
+            self._send_plan(now)
+
+    def on_plan_accepted(self, sender: str, message: PlanAccepted, now: int) -> None:
+        plan = self.plan
+        if plan is None or (message.version, message.term, message.revision) != plan.rank:
+            return
+        self.accepted.add(sender)
+        members = {
+            assignment.member for assignment in plan.assignments if self.setting.alive(assignment.member)
+        }
+        if self.phase is Phase.TASK_DISTRIBUTION and members <= self.accepted:
+            self._enter(Phase.LOCAL_TRAINING, now)
+
+    # Collection
+
+    def on_offering(self, sender: str, message: Offering, now: int) -> None:
+        if not self.active:
+            return
+        self._admit(sender, message.header)
+        if self.phase in (Phase.TASK_DISTRIBUTION, Phase.LOCAL_TRAINING):
+            self._enter(Phase.GRADIENT_COLLECTION, now)
+        if self.phase is Phase.GRADIENT_COLLECTION:
+            self._close(now)
+
+    def _admit(self, sender: str, header: ContributionHeader) -> None:
+        """BSP's admission: computed for this round, from the current state. Others are no fault, only too late."""
+        if header.contributor != sender:
+            raise RemoteError("bad_contribution", f"{sender} offers what {header.contributor} made")
+        if header.origin_round != self.participant.version + 1 or header.base != self.participant.state.root:
+            return
+        check_header(header, self.setting.authority, self.setting.rules.contribution_bytes)
+        if not self.setting.roster.is_member(sender):
+            raise RemoteError("stranger", "offers a contribution")
+        if self.attempt is None or header.slot not in {entry.slot for entry in self.attempt.entries}:
+            self.headers.setdefault(header.slot, header)
+
+    def on_training_failed(self, sender: str, message: TrainingFailed, now: int) -> None:
+        if not self.active or self.plan is None or message.version != self.plan.version:
+            return
+        if (self.plan.version, message.assignment) in self.headers:
+            return
+        if not any(a.index == message.assignment and a.member == sender for a in self.plan.assignments):
+            return
+        self.setting.outbox.emit(
+            "assignment-failed", peer=sender, assignment=message.assignment, reason=message.reason
+        )
+        if self.phase in (Phase.TASK_DISTRIBUTION, Phase.LOCAL_TRAINING, Phase.GRADIENT_COLLECTION):
+            others = [m for m in self._working_members() if m != sender]
+            if others:
+                member = self._least_loaded(self.plan.assignments, others)
+                self._plan(replaced(self.plan.assignments, message.assignment, member), now)
+
+    def _working_members(self) -> list[str]:
+        """Living members of the plan."""
+        if self.plan is None:
+            return []
+        members = dict.fromkeys(assignment.member for assignment in self.plan.assignments)
+        return [member for member in members if self.setting.alive(member)]
+
+    def _watch_members(self, now: int) -> None:
+        """What the detectors know is used at once."""
+        if self.plan is not None and self.phase in (
+            Phase.TASK_DISTRIBUTION,
+            Phase.LOCAL_TRAINING,
+            Phase.GRADIENT_COLLECTION,
+        ):
+            self._reassign_of_the_dead(now)
+        elif self.attempt is not None and self.result is None and self.phase is Phase.AGGREGATION:
+            for member in self.attempt.tree.members:
+                if not self.setting.alive(member) and self._needed(member):
+                    self._lose(member, "died", now)
+        elif self.phase is Phase.MODEL_UPDATE and self.result is not None and not self.reports:
+            if not self.setting.alive(self.result.sender):
+                self._lose(self.result.sender, "died with the result", now)
+
+    def _reassign_of_the_dead(self, now: int) -> None:
+        plan = self.plan
+        living = self._working_members()
+        if plan is None or not living:
+            return
+        assignments = plan.assignments
+        for assignment in plan.assignments:
+            if (plan.version, assignment.index) not in self.headers and assignment.member not in living:
+                substitute = self._least_loaded(assignments, living)
+                assignments = replaced(assignments, assignment.index, substitute)
+                self.setting.outbox.emit(
+                    "reassigned",
+                    assignment=assignment.index,
+                    was=assignment.member,
+                    now=substitute,
+                    reason="failed",
+                )
+        if assignments != plan.assignments:
+            self._plan(assignments, now)
+
+    def _close(self, now: int) -> None:
+        """Asks the synchronization rule whether the round's contributions are complete."""
+        plan, rules = self.plan, self.setting.rules
+        if plan is None or self.phase not in (
+            Phase.TASK_DISTRIBUTION,
+            Phase.LOCAL_TRAINING,
+            Phase.GRADIENT_COLLECTION,
+        ):
+            return
+        usable = self._usable()
+        missing = [a for a in plan.assignments if (plan.version, a.index) not in usable]
+        decision = closing(
+            assigned=len(plan.assignments),
+            arrived=len(plan.assignments) - len(missing),
+            waited_ns=now - self._waiting_since,
+            barrier_ns=plan.barrier_ns,
+            extensions=self._extensions,
+            policy=rules.straggler_policy,
+            minimum_share=rules.minimum_share,
+        )
+        if decision is Closing.WAIT:
+            return
+        if decision is Closing.CLOSE:
+            if self.phase is not Phase.GRADIENT_COLLECTION:
+                self._enter(Phase.GRADIENT_COLLECTION, now)
+            for assignment in missing:
+                self.setting.outbox.emit("left-out", peer=assignment.member, assignment=assignment.index)
+            self._attempt(now)
+            return
+        self._extensions += 1
+        self._waiting_since = now
+        self.setting.outbox.emit("barrier", decision=str(decision), missing=[a.member for a in missing])
+        if decision is Closing.REASSIGN:
+            done = [m for m in self._working_members() if m not in {a.member for a in missing}]
+            assignments = plan.assignments
+            for assignment in missing:
+                if done:
+                    assignments = replaced(
+                        assignments, assignment.index, self._least_loaded(assignments, done)
+                    )
+            if assignments != plan.assignments:
+                self._plan(assignments, now)
+
+    def _usable(self) -> dict[tuple[int, int], ContributionHeader]:
+        """Headers of this round whose bytes can still be had."""
+        return {
+            slot: h
+            for slot, h in self.headers.items()
+            if h.contributor not in self.lost and self._counts(h.contributor)
+        }
+
+    def _counts(self, member: str) -> bool:
+        return self.setting.alive(member) and self.setting.roster.is_member(member)
+
+    # Aggregation
+
+    def _attempt(self, now: int) -> None:
+        """Signs attempt n + 1 over what is usable; back to collecting when that is too little."""
+        setting, rules = self.setting, self.setting.rules
+        self._replan_at = None
+        usable = self._usable()
+        assigned = len(self.plan.assignments) if self.plan else 1
+        if not usable or len(usable) < rules.minimum_share * assigned:
+            self._enter(Phase.GRADIENT_COLLECTION, now)
+            self._waiting_since = now
+            self.lost = {member for member in self.lost if not setting.alive(member)}
+            self._reassign_of_the_dead(now)
+            return
+        self.number += 1
+        version = self.participant.version + 1
+        members = list(dict.fromkeys(h.contributor for _, h in sorted(usable.items())))
+        validation = split(rules.validation_length, len(members)) if rules.validation_length else []
+        self.attempt = make_attempt(
+            setting.authority,
+            list(usable.values()),
+            term=setting.voter.term,
+            version=version,
+            number=self.number,
+            parent=self.participant.state,
+            mean=rules.mean,
+            fan_out=rules.fan_out,
+            step=rules.step_parameters(version),
+            validation=validation,
+        )
+        self.attempt_name = setting.authority.hash(self.attempt)
+        self.result = None
+        self.reports, self.shares, self._summed = {}, {}, set()
+        if self.phase is not Phase.GRADIENT_COLLECTION:
+            self._enter(Phase.GRADIENT_COLLECTION, now)
+        self._enter(Phase.AGGREGATION, now)
+        self._attempt_at = now
+        message = AttemptMessage(self.attempt, tuple(h for _, h in sorted(usable.items())))
+        for member in dict.fromkeys((*self.attempt.tree.members, *setting.voter.ledger.committee.everyone)):
+            if setting.alive(member):
+                setting.send(member, message)
+
+    def _needed(self, member: str) -> bool:
+        """Whether the sum still depends on this member: no ancestor has summed its subtree, nor is the result known."""
+        if self.attempt is None or self.result is not None or member not in self.attempt.tree:
+            return False
+        at: str | None = self.attempt.tree.parent(member)
+        while at is not None:
+            if at in self._summed:
+                return False
+            at = self.attempt.tree.parent(at)
+        return True
+
+    def _lose(self, member: str, reason: str, now: int) -> None:
+        if member in self.lost:
+            return
+        self.lost.add(member)
+        self.setting.outbox.emit("lost", peer=member, reason=reason, attempt=self.number)
+        if self._replan_at is None:
+            self._replan_at = now + BATCH_LOSSES_NS
+
+    def on_partial(self, sender: str, message: PartialMessage, now: int) -> None:
+        partial = message.partial
+        if not self.active or partial.attempt != self.attempt_name or self.attempt is None:
+            return
+        if partial.sender != sender or sender not in self.attempt.tree:
+            raise RemoteError("bad_partial", f"{sender} is not in the tree")
+        self._summed.add(sender)
+        self._heard_at = now
+
+    def on_obstacle(self, sender: str, message: Obstacle, now: int) -> None:
+        if (
+            not self.active
+            or message.attempt != self.attempt_name
+            or self.attempt is None
+            or self.result is not None
+        ):
+            return
+        if sender not in self.attempt.tree:
+            return
+        culprit = message.culprit
+        related = {sender, *self.attempt.tree.children(sender), self.attempt.tree.parent(sender)}
+        if culprit in related and self._needed(culprit):
+            self._lose(culprit, message.reason, now)
+
+    def on_progress(self, sender: str, message: Progress, now: int) -> None:
+        if self.active and message.attempt == self.attempt_name and self.attempt is not None:
+            self._heard_at = now
+
+    def _keep_attempt_alive(self, now: int) -> None:
+        if self._replan_at is not None and now >= self._replan_at:
+            self._attempt(now)
+            return
+        if now < self._heard_at + STALL_NS or self.attempt is None:
+            return
+        self._heard_at = now
+        if self.phase is Phase.AGGREGATION:
+            for member in self.attempt.tree.members:
+                if self._blocks(member):
+                    self._lose(member, f"nothing from it for {STALL_NS // 1_000_000_000} s", now)
+                    return
+        elif self.result is not None and not self.reports:
+            self._lose(self.result.sender, "nobody could have the result from it", now)
+
+    def _blocks(self, member: str) -> bool:
+        """Whether `member` has all that it sums, and has not summed it."""
+        attempt = self.attempt
+        if (
+            attempt is None
+            or member in self._summed
+            or not (attempt.sends_partial(member) or member == attempt.tree.root)
+        ):
+            return False
+        waits = [child for child in attempt.tree.children(member) if attempt.sends_partial(child)]
+        return all(child in self._summed for child in waits)
+
+    # Model update
+
+    def on_result(self, sender: str, message: ResultMessage, now: int) -> None:
+        result = message.result
+        if (
+            not self.active
+            or result.attempt != self.attempt_name
+            or self.attempt is None
+            or self.result is not None
+        ):
+            return
+        if result.sender != self.attempt.tree.root:
+            raise RemoteError("bad_result", f"{result.sender} is not the root")
+        self.setting.authority.check(result.sender, result)
+        self.result = result
+        self._replan_at = None
+        self._enter(Phase.MODEL_UPDATE, now)
+        outside = [p for p in self.setting.voter.ledger.committee.everyone if p not in self.attempt.tree]
+        root_children = self.attempt.tree.children(self.attempt.tree.root)
+        for peer in (*outside, *root_children):
+            if peer not in (self.setting.me, sender) and self.setting.alive(peer):
+                self.setting.send(peer, message)
+
+    def on_report(self, sender: str, message: Report, now: int) -> None:
+        if not self.active or message.attempt != self.attempt_name or self.result is None:
+            return
+        if not message.finite:
+            self._refuse("the new state is not finite", now)
+            return
+        self.reports[sender] = (message.state, message.finite)
+        self._heard_at = now
+        if self.phase is Phase.MODEL_UPDATE and self._agreed_state() is not None:
+            self._enter(Phase.VALIDATION, now)
+            self._conclude(now)
+
+    def _agreed_state(self) -> ContentRef | None:
+        """The state that a quorum of voters has computed."""
+        committee = self.setting.voter.ledger.committee
+        for state in {state for state, _ in self.reports.values()}:
+            if committee.is_quorum(
+                {peer for peer, (reported, _) in self.reports.items() if reported == state}
+            ):
+                return state
+        return None
+
+    # Validation and record
+
+    def on_share(self, sender: str, message: Share, now: int) -> None:
+        if not self.active or message.attempt != self.attempt_name or self.attempt is None:
+            return
+        if sender not in self.attempt.tree or message.samples < 0:
+            return
+        self.shares[sender] = message
+        if message.failed:
+            self.setting.outbox.emit("validation-failed", peer=sender, reason=message.failed)
+        if self.phase is Phase.VALIDATION:
+            self._conclude(now)
+
+    def _conclude(self, now: int) -> None:
+        """Proposes the round when all shares that can still come have come, or their time is over."""
+        attempt, plan, result = self.attempt, self.plan, self.result
+        state = self._agreed_state()
+        if (
+            attempt is None
+            or plan is None
+            or result is None
+            or state is None
+            or self.phase is not Phase.VALIDATION
+        ):
+            return
+        waiting = [m for m in attempt.tree.members if m not in self.shares and self.setting.alive(m)]
+        if waiting and now < self._phase_at + plan.barrier_ns:
+            return
+        metrics = self._metrics(attempt, result, now)
+        broken = [name for name, value in metrics if value != value or value in (float("inf"), float("-inf"))]
+        if broken:
+            self._refuse(f"{', '.join(broken)} not finite", now)
+            return
+        body = Round(
+            attempt.version,
+            attempt.parent.root,
+            self.attempt_name,
+            tuple(
+                Counted(e.assignment, e.contributor, e.origin_round, e.factors.float_buffers)
+                for e in attempt.entries
+            ),
+            result.content.root,
+            state.root,
+            state.size_bytes,
+            metrics,
+        )
+        height = self.replication.propose(body, now)
+        if height is None:
+            return  # another record is on its way, or the duty is being handed over; tried again at the next tick
+        self.proposed = height
+        self._enter(Phase.COMPLETED, now)
+
+    def _metrics(self, attempt: Attempt, result: Result, now: int) -> tuple[tuple[str, float], ...]:
+        """Every metric of the specification that must be agreed; see metrics/training_metrics.py for their meaning."""
+        good = [share for share in self.shares.values() if not share.failed and share.samples > 0]
+        samples = sum(share.samples for share in good)
+        headers = [self.headers[entry.slot] for entry in attempt.entries]
+        trained = sum(header.samples for header in headers)
+        living = [member for member in self.setting.roster.members if self.setting.alive(member)]
+        values: dict[str, float] = {
+            "training_loss": sum(h.loss * h.samples for h in headers) / trained,
+            "gradient_norm": result.norm,
+            "learning_rate": attempt.step.learning_rate,
+            "node_participation": len(attempt.tree.members) / max(len(living), 1),
+            "communication_time": (self._phase_at - self._attempt_at) / 1e9,
+            "computation_time": max(header.computation_ns for header in headers) / 1e9,
+            "round_time": (now - self._started_at) / 1e9,
+            "training_samples": float(trained),
+            "training_steps": float(sum(header.steps for header in headers)),
+            "validation_samples": float(samples),
+        }
+        if samples:
+            values["loss"] = sum(share.loss_sum for share in good) / samples
+            names = {name for share in good for name, _ in share.measure_sums}
+            for name in names:
+                values[f"measure.{name}"] = (
+                    sum(dict(share.measure_sums).get(name, 0.0) for share in good) / samples
+                )
+        return tuple(sorted(values.items()))
+
+    def _refuse(self, reason: str, now: int) -> None:
+        """The attempt makes no usable version: say why, and plan the round anew, later each time."""
+        self._refusals += 1
+        backoff = min(FIRST_BACKOFF_NS << (self._refusals - 1), MAX_BACKOFF_NS)
+        self.setting.outbox.emit("attempt-refused", reason=reason, attempt=self.number, retry_s=backoff / 1e9)
+        self._clear(now)
+        self._not_before = now + backoff
+        self._enter(Phase.INITIALIZATION, now)
+
+    # Certified
+
+    def certified(self, now: int) -> None:
+        """The commit point: the record is certified, the next round may begin."""
+        self._refusals = 0
+        self._clear(now)
+        self.phase = Phase.COMPLETED
+
+    def _next_round(self, now: int) -> None:
+        """Opens the next round, once whoever waits between rounds (admissions, committees, the duty) has had its turn."""
+        ledger = self.setting.voter.ledger
+        if self.over or self.proposed is not None or now < self._not_before:
+            return
+        if ledger.certified != ledger.height or self.replication.transferring is not None:
+            return
+        self._started_at = now
+        self._enter(Phase.INITIALIZATION, now)
+        living = [member for member in self.setting.roster.members if self.setting.alive(member)]
+        self._plan(self._deal(living), now)
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "number": self.participant.version + 1,
+            "attempt": self.number,
+            "phase": str(self.phase),
+            "arrived": sorted(header.contributor for header in self.headers.values()),
+        }
