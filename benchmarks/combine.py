@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def main() -> None:
         speed = moved * given.megabytes / best_seconds(given.repeats, work)
         print(f"{name:<42}{speed:>8.0f}{speed / copied:>11.2f}", flush=True)
 
+    block = summation.BLOCK
     terms = [(vector, factor) for vector in vectors]
     for shift in range(12, 19):
         summation.BLOCK = 1 << shift  # type: ignore[misc]  # what is measured
@@ -75,7 +77,7 @@ def main() -> None:
             given.inputs + 1,
             lambda: summation.weighted_sum(terms, out),
         )
-    summation.BLOCK = 1 << 15  # type: ignore[misc]
+    summation.BLOCK = block  # type: ignore[misc]
     show("weighted_sum of 2", 3, lambda: summation.weighted_sum(terms[:2], out))
     partials = [(vector, 1.0) for vector in vectors]
     show(
@@ -85,17 +87,12 @@ def main() -> None:
     )
     show("norm", 1, lambda: summation.norm(vectors[0]))
     for name, scalars, moved in (("sgd with nesterov", NESTEROV, 5), ("adam", ADAM, 7)):
-        for shift in (14, 15, 16):
-            step_module.BLOCK = 1 << shift  # type: ignore[misc]
+        for shift in (14, 15, 16, 17):
+            step_module.BLOCK = 1 << shift  # type: ignore[attr-defined]
             old, new = slots[: scalars.slots], new_slots[: scalars.slots]
-            show(
-                f"step, {name}, blocks of 2**{shift}",
-                moved,
-                lambda old=old, new=new, scalars=scalars: step_module.step(
-                    vectors[0], vectors[-1], old, scalars, out, new
-                ),
-            )
-    step_module.BLOCK = 1 << 15  # type: ignore[misc]
+            work = partial(step_module.step, vectors[0], vectors[-1], old, scalars, out, new)
+            show(f"step, {name}, blocks of 2**{shift}", moved, work)
+    step_module.BLOCK = block  # type: ignore[attr-defined]
 
     layout = Layout((TensorSpec("weight", (count,), "float32", "parameter"),))
     with tempfile.TemporaryDirectory(dir=given.directory) as name:
@@ -104,7 +101,6 @@ def main() -> None:
         for at, vector in enumerate(vectors):
             vector.tofile(directory / f"in{at}")
             inputs.append(CombineInput(directory / f"in{at}", Factors(factor, factor)))
-        del terms, partials
         with open(directory / "state", "wb") as state:
             for vector in (vectors[0], slots[0]):
                 vector.tofile(state)

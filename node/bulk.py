@@ -16,11 +16,10 @@ Theory of operation
         a lost connection, refusal   likewise
         no source left               FetchError with what each of them did
 
-    Near the end a slow source may hold the last chunks while the others are idle: an idle worker asks for them once more,
-    and the first answer counts.
+    Near the end a slow source may hold the last chunks while the others are idle: an idle worker asks for what has been
+    owed for DOUBLE_S once more, and the first answer counts.
 
-Hashing and disk run in worker threads (a chunk of 1 MiB costs 0.5 ms to hash); small chunks are cheaper to check than to hand
-over, so those stay on the trio thread.
+Hashing and disk always run in worker threads: handing over costs 0.1-0.3 ms, a slow disk would cost everybody's heartbeats.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from __future__ import annotations
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import msgspec
 import trio
@@ -78,11 +77,15 @@ WRITE_TIMEOUT_S = 15.0
 READERS = 4
 WRITERS = 4
 
-# Below this the hand-over to a thread (0.1-0.3 ms) costs more than hashing and writing.
-INLINE_BYTES = 64 * 1024
+# A chunk takes 10 ms on a fast link and 84 ms at 100 Mbit/s: who has owed one for so long is slow or in trouble.
+DOUBLE_S = 0.5
 
-# How often a running fetch looks whether its list of sources has grown.
-SOURCES_POLL_S = 0.2
+# How often a running fetch looks whether its list of sources has grown, and an idle source whether a chunk is overdue.
+POLL_S = 0.2
+
+
+A = TypeVarTuple("A")
+T = TypeVar("T")
 
 
 class Readable(Protocol):
@@ -257,25 +260,29 @@ class _Fetch:
         self._sink: Sink | None = None
         self._sink_lock = trio.Lock()
         self._wanted: deque[int] = deque()
-        self._owed: dict[int, set[str]] = {}  # chunk -> who has been asked for it and has not answered
+        self._owed: dict[int, dict[str, float]] = {}  # chunk -> who was asked for it, and when
         self._done_bytes = 0
         self._reasons: dict[str, str] = {}
         self._changed = trio.Event()
         self._complete = trio.Event()
+        self._failure: Exception | None = None
 
     async def run(self, sources: Iterable[str]) -> None:
         begun: set[str] = set()
         async with trio.open_nursery() as nursery:
-            while not self._complete.is_set():
+            while not self._complete.is_set() and self._failure is None:
                 for source in list(sources):
                     if source not in begun:
                         begun.add(source)
                         nursery.start_soon(self._use, source)
                 if len(self._reasons) == len(begun):
-                    raise FetchError(self._ref, self._reasons, self.bad_sources)
-                with trio.move_on_after(SOURCES_POLL_S):
+                    self._failure = FetchError(self._ref, self._reasons, self.bad_sources)
+                    break
+                with trio.move_on_after(POLL_S):
                     await self._changed.wait()
             nursery.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
 
     async def _use(self, source: str) -> None:
         """Fetch from one source until everything is here or the source fails."""
@@ -310,7 +317,8 @@ class _Fetch:
                 request = frame(WANT_CHUNK, self._ref.root + _INDEX.pack(index))
                 await write_within(stream, request, WRITE_TIMEOUT_S)
             if not owed:
-                await self._changed.wait()
+                with trio.move_on_after(POLL_S):
+                    await self._changed.wait()
                 continue
             chunk = await self._answer(reader, CHUNK)
             # It stays in `owed` until the sink has it: a wrong one goes back into the pool.
@@ -325,12 +333,12 @@ class _Fetch:
         async with self._sink_lock:
             if self._sink is not None:
                 return
-            sink = await trio.to_thread.run_sync(self._make_sink, manifest, limiter=self._limiter)
+            sink = await self._guarded(self._make_sink, manifest)
             self._sink = sink
         self._wanted.extend(sink.missing)
         self._done_bytes = self._ref.size_bytes - sum(self._length(index) for index in self._wanted)
         self._progress(self._done_bytes, self._ref.size_bytes)
-        self._owed = {index: set() for index in self._wanted}
+        self._owed = {index: {} for index in self._wanted}
         if not self._owed:
             self._complete.set()
         self._notify()
@@ -347,10 +355,7 @@ class _Fetch:
         assert self._sink is not None
         if index not in self._owed:  # somebody else was faster
             return
-        if len(chunk) <= INLINE_BYTES:
-            self._sink.write(index, chunk)
-        else:
-            await trio.to_thread.run_sync(self._sink.write, index, chunk, limiter=self._limiter)
+        await self._guarded(self._sink.write, index, chunk)
         if self._owed.pop(index, None) is None:
             return
         self.received[source] += len(chunk)
@@ -360,24 +365,39 @@ class _Fetch:
             self._complete.set()
             self._notify()
 
+    async def _guarded(self, call: Callable[[*A], T], *args: *A) -> T:
+        """Call the sink in a thread. What it raises besides RemoteError is not the source's fault and ends the fetch."""
+        try:
+            return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+        except RemoteError:
+            raise
+        except Exception as error:
+            self._failure = error
+            raise StreamEnded("the fetch failed here") from error
+
     def _take(self, source: str) -> int | None:
-        """A chunk to ask this source for, None when there is nothing left for it to do."""
-        while self._wanted:
+        """A chunk to ask this source for, None when there is nothing for it to do (yet)."""
+        now = trio.current_time()
+        index: int | None = None
+        while index is None and self._wanted:
             index = self._wanted.popleft()
-            if index in self._owed:
-                self._owed[index].add(source)
-                return index
-        # The end game: what others have been asked for and we have not, the least asked first.
-        open_to_us = [index for index, asked in self._owed.items() if source not in asked]
-        index_or_none = min(open_to_us, key=lambda index: len(self._owed[index]), default=None)
-        if index_or_none is not None:
-            self._owed[index_or_none].add(source)
-        return index_or_none
+            if index not in self._owed:  # a second answer came while it waited here
+                index = None
+        if index is None:  # the end game: the chunk that somebody else has owed for longest
+            owed = (
+                (max(asked.values()), index) for index, asked in self._owed.items() if source not in asked
+            )
+            asked_at, index = min(owed, default=(now, None))
+            if now - asked_at < DOUBLE_S:
+                return None
+        if index is not None:
+            self._owed[index][source] = now
+        return index
 
     def _give_back(self, index: int, source: str) -> None:
         asked = self._owed.get(index)
         if asked is not None:
-            asked.discard(source)
+            asked.pop(source, None)
             if not asked:
                 self._wanted.append(index)
 

@@ -185,10 +185,12 @@ class Trained(msgspec.Struct, frozen=True):
 
 
 class Combined(msgspec.Struct, frozen=True):
-    """`nonfinite` are the roots of inputs that hold NaN or infinity; the sum is of no use when there are any."""
+    """`norm`: L2 of the parameters' section. When `finite` is False the sum is of no use, and `nonfinite` are the roots of
+    the inputs to blame (none when finite inputs overflowed)."""
 
     content: ContentRef
     norm: float
+    finite: bool = True
     nonfinite: tuple[bytes, ...] = ()
 
 

@@ -16,7 +16,7 @@ every other peer, a queue of messages. Nothing happens unless a command says so,
                  committee A B C [members D] [option...]
                                                the same after a history in which A let the others in; the first listed
                                                are voters, the rest members
-                 options: rotation=N size=N open secret=LETTER:WORD
+                 options: rotation=N size=N open secret=LETTER:WORD gossip (announcements arrive; else they are lost)
     time         tick A [B] 150ms              their clocks run so far, with a tick at every deadline
                  timeout A                     A's clock runs to its election timeout
                  sleep A 2s                    A's clock jumps, without a tick
@@ -26,7 +26,7 @@ every other peer, a queue of messages. Nothing happens unless a command says so,
                  cut A->B | cut A B | heal     messages sent from now on are lost (one way, both ways)
                  replay A->B                   what was delivered last on this way arrives again
                  connect A B | disconnect A B  what the transport tells both
-    disk         disk A manual|immediate       durable A   fail A
+    disk         disk A manual|immediate       durable A [N]   fail A     (all writes or the first N; the first fails)
                  crash A                       what was not durable is gone, messages held too
                  restart A
     duty         propose A [N]                 N rounds are ordered
@@ -72,8 +72,9 @@ from p2pcoord.consensus.ledger import (
     make_record,
 )
 from p2pcoord.consensus.quorum import Committee
-from p2pcoord.consensus.voter import AnyFrame, Appended, Certified, Owner, Standing, Truncated
+from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Announce, Done, Effect, Emit, Failed, Halt, Outcome, Persist, Send
+from p2pcoord.frames import Life, PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
 from p2pcoord.messages import (
     AnyMessage,
@@ -149,7 +150,7 @@ class ScriptedWork:
     def __init__(self) -> None:
         self.verdict: str | None = ""
 
-    def check(self, record: Record, body: Round) -> str | None:
+    def check(self, record: Record, body: Round, now: int) -> str | None:
         return self.verdict
 
     def certified(self, records: Sequence[Record], now: int) -> None:
@@ -167,7 +168,12 @@ class ScriptedWork:
     def next_deadline(self) -> int:
         return 1 << 62
 
-    def between_rounds(self) -> bool:
+    @property
+    def idle(self) -> bool:
+        return True
+
+    @property
+    def reconfigurable(self) -> bool:
         return True
 
 
@@ -294,6 +300,8 @@ class World:
         self.names: dict[bytes, str] = {}
         self.lines: list[str] = []
         self.events_only = False
+        self.quiet = False
+        self.gossip = False
 
     # Commands
 
@@ -301,14 +309,17 @@ class World:
         self.lines = []
         word, *arguments = line.split()
         if word == "quietly":
+            self.quiet = True
             self.execute(" ".join(arguments))
+            self.quiet = False
             return []
         command: Callable[..., None] = getattr(self, f"do_{word}")
         command(*arguments)
         return [readable(text) for text in self.lines]
 
     def say(self, text: str) -> None:
-        self.lines.append(text)
+        if not self.quiet:
+            self.lines.append(text)
 
     def do_peers(self, *words: str) -> None:
         letters = [word for word in words if word in LETTERS]
@@ -326,8 +337,10 @@ class World:
         self._found(list(everyone), genesis, frames, options)
 
     def _found(self, letters: list[str], genesis: Record, frames: dict[str, list[bytes]], options: list[str]) -> None:
+        self.gossip = "gossip" in options
         values = dict(option.split("=") for option in options if "=" in option)
         secrets = dict([values["secret"].split(":")]) if "secret" in values else {}
+        self.quiet = True
         for letter in letters:
             secret = None if "open" in options else secrets.get(letter, SECRET.decode()).encode()
             settings = settings_of(
@@ -343,6 +356,7 @@ class World:
             for other in letters:
                 if letter != other:
                     self._apply(self.machines[letter], lambda peer, now, o=other: peer.connected(peer_id(o), now))
+        self.quiet = False
 
     def _start(self, machine: Machine) -> None:
         machine.lives += 1
@@ -474,19 +488,16 @@ class World:
     def do_disk(self, letter: str, mode: str) -> None:
         self._machine(letter).manual = mode == "manual"
 
-    def do_durable(self, letter: str) -> None:
+    def do_durable(self, letter: str, count: str = "0") -> None:
         machine = self._machine(letter)
         if not machine.pending:
             self.say(f"{letter} writes nothing")
-        for persist in list(machine.pending):
-            self._durable(machine, persist)
-
-    def _durable(self, machine: Machine, persist: Persist) -> None:
-        machine.pending.remove(persist)
-        self._write(machine, persist)
-        self._tell(f"{machine.letter}: {persist.id} is durable")
-        self._release(machine)
-        self._apply(machine, lambda peer, now: peer.complete(persist.id, Done(), now))
+        for persist in list(machine.pending)[: int(count) or None]:
+            machine.pending.popleft()
+            self._write(machine, persist)
+            self._tell(f"{letter}'s disk has {self._frames(persist)}")
+            self._release(machine)
+            self._apply(machine, lambda peer, now, p=persist: peer.complete(p.id, Done(), now))
 
     def do_fail(self, letter: str) -> None:
         machine = self._machine(letter)
@@ -599,7 +610,7 @@ class World:
         records: list[str] = []
         certified = 0
         for data in self.machines[letter].disk:
-            frame: AnyFrame = decode(data, AnyFrame)  # type: ignore[arg-type]
+            frame: PeerFrame = decode(data, PeerFrame)  # type: ignore[arg-type]
             if isinstance(frame, Appended):
                 records.append(self._record(frame.record))
             elif isinstance(frame, Truncated):
@@ -615,7 +626,7 @@ class World:
 
         inject X->Y garbage
         inject X->Y notice TERM grants A B~X         proof of a term, by these signers
-        inject X->Y pre-vote? TERM transfer-by C T    X stands, with a transfer of term T signed by C in the coordinator's name
+        inject X->Y pre-vote? TERM [transfer-by B~X T]  X stands (with a transfer of term T)
         inject X->Y vote? TERM grants A B            X stands in a term that these grants prove
         inject X->Y append TERM                      X orders, without showing a right to
         inject X->Y ack HEIGHT by B~X                an acknowledgement in another's name
@@ -624,7 +635,6 @@ class World:
         source, target = way.split("->")
         voter = self._peer(self._machine(source)).agreement.voter
         ledger = voter.ledger
-        authority = authority_of(source)
         message: msgspec.Struct
         if what == "garbage":
             self._arrive(source, target, b"\xff" * 40)
@@ -633,14 +643,8 @@ class World:
             term = int(words[0])
             message = TermNotice(term, Grants(self._grants(term, source, words[2:])))
         elif what == "pre-vote?":
-            term, by, transfer_term = int(words[0]), words[2], int(words[3])
-            coordinator = voter.coordinator or voter.me
-            named = by.split("~")[0]
-            transfer = authority_of(by.split("~")[-1]).sign(
-                Transfer(transfer_term, peer_id(named), voter.me)
-            )
-            assert coordinator
-            message = PreVoteRequest(term, voter.proof, ledger.last, voter.last_votes(), transfer)
+            transfer = self._transfer(words[2], int(words[3]), source) if words[1:] else None
+            message = PreVoteRequest(int(words[0]), voter.proof, ledger.last, voter.last_votes(), transfer)
         elif what == "vote?":
             term = int(words[0])
             grants = Grants(self._grants(term, source, words[2:]))
@@ -672,7 +676,6 @@ class World:
             message = Records((record,), certificate_by(signers, record), height)
         else:
             raise AssertionError(f"inject {what}?")
-        assert authority.peer_id
         self._arrive(source, target, encode(message))
 
     def _grants(self, term: int, candidate: str, signers: Sequence[str]) -> tuple[Grant, ...]:
@@ -680,6 +683,10 @@ class World:
             authority_of(x.split("~")[-1]).sign(Grant(term, peer_id(candidate), peer_id(x.split("~")[0])))
             for x in signers
         )
+
+    def _transfer(self, by: str, term: int, target: str) -> Transfer:
+        named, signer = by[0], by[-1]
+        return authority_of(signer).sign(Transfer(term, peer_id(named), peer_id(target)))
 
     # Machines
 
@@ -706,7 +713,7 @@ class World:
         done: list[Persist] = []
         for effect in effects:
             if isinstance(effect, Persist):
-                self._tell(f"  {machine.letter} writes {effect.id}: {self._frames(effect)}")
+                self._tell(f"  {machine.letter} writes {self._frames(effect)}")
                 if machine.manual:
                     machine.pending.append(effect)
                 else:
@@ -717,13 +724,14 @@ class World:
                     assert machine.manual, "a message waits for what nobody writes"
                     machine.held.append(effect)
                     target = letter_of(effect.to)
-                    self._tell(
-                        f"  {machine.letter}->{target} held for {effect.after}: {self._message(effect.data)}"
-                    )
+                    self._tell(f"  {machine.letter}->{target} held: {self._message(effect.data)}")
                 else:
                     self._leave(machine, effect)
             elif isinstance(effect, Announce):
                 self._tell(f"  {machine.letter} announces {self._message(effect.data)}")
+                for other in self.machines if self.gossip else ():
+                    if other != machine.letter and (machine.letter, other) not in self.cuts:
+                        self.queues.setdefault((machine.letter, other), deque()).append(effect.data)
             elif isinstance(effect, Emit):
                 fields = " ".join(f"{key}={self._value(value)}" for key, value in effect.fields.items())
                 self.say(f"  {machine.letter}: {effect.event} {fields}".rstrip())
@@ -780,8 +788,10 @@ class World:
         return "; ".join(self._frame(data) for data in persist.frames)
 
     def _frame(self, data: bytes) -> str:
-        frame: AnyFrame = decode(data, AnyFrame)  # type: ignore[arg-type]
+        frame: PeerFrame = decode(data, PeerFrame)  # type: ignore[arg-type]
         match frame:
+            case Life():
+                return f"life {frame.incarnation}"
             case Owner():
                 return f"owner {letter_of(frame.peer_id)}"
             case Standing():
@@ -793,6 +803,7 @@ class World:
                 return f"truncate to {frame.height}"
             case Certified():
                 return f"certified {self._certificate(frame.certificate)}"
+        return type(frame).__name__
 
     def _certificate(self, certificate: Certificate | None) -> str:
         if certificate is None:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from p2pcoord.layout import Float32s, Int64s
 
-BLOCK: Final = 1 << 15
-"""Elements in a block (128 KiB of float32): output, product and one input fit in a second-level cache of 512 KiB, and
-numpy's 0.5 us a call disappear. Measured with benchmarks/combine.py; half and double are within 10%."""
+BLOCK: Final = 1 << 16
+"""Elements in a block: output, product and one input of 256 KiB each lie in a second-level cache of 1 MiB, and numpy's
+1 us a call is a tenth of the time. benchmarks/combine.py, on such a machine: 2**12 is half as fast, 2**17 a tenth faster."""
 
 NORM_LANES: Final = 1 << 13
 """Part of a norm's definition: changing it changes norms in the last bits. 8,192 lanes of float64 are 64 KiB."""

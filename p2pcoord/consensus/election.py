@@ -12,9 +12,9 @@
 What is asked of a voter, and when it says yes:
 
     pre-vote of term t   its own term is t - 1 (a higher one is first adopted from its proof), it has not heard a coordinator
-                         within the minimum election timeout (unless a transfer names the candidate), and the candidate's
-                         last record is at least as new as its own
-    vote in term t       t is its own term (adopted from the grants), it has not voted for another, and the last record again
+                         within the minimum election timeout (unless a transfer names the candidate), the candidate is a
+                         voter of a committee it holds for live, and its last record is at least as new as its own
+    vote in term t       t is its own term (adopted from the grants), it has not voted for another, and the last two again
 
 Terms need proof, so one liar cannot inflate them: a term is entered only with a quorum of signed grants or votes, or a
 certificate, of a committee this peer holds for live. Whoever shows a lower term is sent the proof of the higher one.
@@ -169,6 +169,10 @@ class Election:
                 self._count_vote(vote, now)
 
     def _count_vote(self, vote: Vote, now: int) -> None:
+        if vote.last != self.voter.ledger.hashes[-1]:
+            # Certified records came meanwhile: an opening could not extend what the votes name.
+            self.voter.role = Role.FOLLOWER
+            return
         self._votes[vote.voter] = vote
         committee = self.voter.ledger.committee
         if committee.is_quorum(self._votes):
@@ -201,8 +205,10 @@ class Election:
         if request.term != voter.term + 1:
             self.notify(sender, request.term - 1)
             return
-        reason = self._silence(sender, request.transfer, now) or self._older_log(
-            sender, request.last, request.last_votes, now
+        reason = (
+            self._silence(sender, request.transfer, now)
+            or self._without_vote(sender, now)
+            or self._older_log(sender, request.last, request.last_votes, now)
         )
         grant = None if reason else voter.authority.sign(Grant(request.term, sender, voter.me))
         voter.outbox.send(sender, PreVoteReply(request.term, grant, reason))
@@ -222,6 +228,13 @@ class Election:
             if now - self.heard_at < self.timing.election_minimum * self.interval_ns:
                 return f"{voter.coordinator} was heard"
         return ""
+
+    def _without_vote(self, candidate: str, now: int) -> str:
+        """Why a candidate that has no vote itself gets none ("" when it has one, by a committee this peer holds for live)."""
+        if any(candidate in committee.everyone for committee in self.voter.ledger.live_committees()):
+            return ""
+        self._behind(candidate, now)
+        return f"nothing here shows that {candidate} has a vote"
 
     def _older_log(self, sender: str, last: Header, votes: tuple[Vote, ...], now: int) -> str:
         """Why a candidate whose log ends with `last` gets no vote ("" when its log is at least as new)."""
@@ -262,7 +275,9 @@ class Election:
             self.notify(sender, request.term)
             return
         last = voter.authority.hash(request.last)
-        reason = self._older_log(sender, request.last, request.last_votes, now)
+        reason = self._without_vote(sender, now) or self._older_log(
+            sender, request.last, request.last_votes, now
+        )
         if (
             not reason
             and voter.voted_for is not None

@@ -28,7 +28,7 @@ from hashlib import sha256
 
 import msgspec
 
-from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
 from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
 from p2pcoord.identity import Authority, Statement
 from p2pcoord.wire import encode
@@ -97,7 +97,9 @@ class Certificate(
         )
 
     def signers(self, authority: Authority) -> frozenset[str]:
-        """Those whose signatures hold."""
+        """Those whose signatures hold. Raises RemoteError before it checks more of them than a committee has voters."""
+        if len(self.signatures) > MAX_SIGNATURES:
+            raise RemoteError("bad_certificate", "more signatures than a committee has voters")
         return frozenset(ack.voter for ack in self.acknowledgements() if authority.verify(ack.voter, ack))
 
 
@@ -501,13 +503,13 @@ def check_votes(
     last: bytes,
     committees: Sequence[Committee],
 ) -> None:
-    """Raises RemoteError unless the votes are a quorum of one of `committees` for `candidate` in `term`."""
-    if len(votes) > max(len(committee.everyone) for committee in committees):
-        raise RemoteError("bad_votes", "more votes than voters")
+    """Raises RemoteError unless the votes are a quorum of one of `committees` for `candidate`, a voter of it, in `term`."""
+    if len(votes) > MAX_SIGNATURES:
+        raise RemoteError("bad_votes", "more votes than a committee has voters")
     for vote in votes:
         if (vote.term, vote.candidate, vote.last) != (term, candidate, last):
             raise RemoteError("bad_votes", f"a vote of term {vote.term} for {vote.candidate}")
         authority.check(vote.voter, vote)
     voters = {vote.voter for vote in votes}
-    if not any(committee.is_quorum(voters) for committee in committees):
-        raise RemoteError("bad_votes", f"no quorum for {candidate} in term {term}")
+    if not any(candidate in committee.everyone and committee.is_quorum(voters) for committee in committees):
+        raise RemoteError("bad_votes", f"no quorum of its committee for {candidate} in term {term}")

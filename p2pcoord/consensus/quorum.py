@@ -21,6 +21,10 @@ COMMITTEE_SIZES = (1, 3, 5, 7)
 # One more than the largest size: a committee founded as {A} grows to {A, B} when A leaves a run of two.
 MAX_VOTERS = 8
 
+# Signatures under one statement of a committee: all voters of both halves of the largest joint one. Who counts may know
+# fewer voters than who collected (its log may lack the joint committee), so the bound is this and not its own committee's size.
+MAX_SIGNATURES = 2 * MAX_VOTERS
+
 
 class Committee(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Voters in order of rotation, and the outgoing voters while the committee is joint (else empty)."""

@@ -278,14 +278,11 @@ class Replication:
 
     def on_append_reply(self, sender: str, reply: AppendReply, now: int) -> None:
         voter, ledger = self.voter, self.voter.ledger
-        if reply.term < voter.term and self.is_coordinator:
+        if not self.is_coordinator or reply.term > voter.term or sender not in self._followers():
+            return
+        if reply.term < voter.term:
             self._progress(sender).proven = False  # it missed this term's proof: the next message carries it
-            if self.voter.is_voter(sender) or sender in self.learners:
-                self._send_append(sender, now)
-            return
-        if not self.is_coordinator or reply.term != voter.term:
-            return
-        if sender not in self._followers():
+            self._send_append(sender, now)
             return
         progress = self._progress(sender)
         progress.heard_at, progress.proven = now, True

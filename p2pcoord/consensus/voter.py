@@ -18,6 +18,7 @@ from enum import StrEnum
 import msgspec
 
 from p2pcoord.consensus.ledger import Certificate, Ledger, Record, Vote, check_votes
+from p2pcoord.consensus.quorum import MAX_SIGNATURES
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import Authority
 from p2pcoord.messages import Grants, TermProof, Votes
@@ -131,6 +132,8 @@ class Voter:
 
         Raises LocalError when they are not this peer's, or contradict themselves.
         """
+        if not isinstance(frames[0], Owner):
+            raise LocalError("the log does not begin with the peer it belongs to")
         try:
             for frame in frames:
                 self._replay(frame)
@@ -147,6 +150,8 @@ class Voter:
         elif isinstance(frame, Appended):
             if frame.record.header.height > 0:
                 self.ledger.append(frame.record)
+            elif frame.record != self.ledger.records[0]:
+                raise LocalError("this log begins with another genesis")
         elif isinstance(frame, Truncated):
             self.ledger.truncate(frame.height)
         else:
@@ -185,8 +190,8 @@ class Voter:
                 ) from None
             return term
         else:
-            if len(proof.grants) > max(len(committee.everyone) for committee in committees):
-                raise RemoteError("unproven", "more grants than voters")
+            if len(proof.grants) > MAX_SIGNATURES:
+                raise RemoteError("bad_proof", "more grants than a committee has voters")
             for grant in proof.grants:
                 if grant.term != term:
                     raise RemoteError("bad_proof", "grants of several terms")

@@ -56,7 +56,8 @@ MAX_RUMORS = 8
 """Rumors in one message: about 1 KiB. A burst of deaths takes a few more messages."""
 
 MAX_RECORDS = 2
-"""Signed records (refutations) that travel with one message: about 1.5 KiB."""
+"""Signed records (refutations) that travel with one message, and as many again in answer to outdated rumors: about 1.5 KiB
+each."""
 
 MAX_BROADCASTS = 1024
 """Rumors waiting to be sent on. Beyond it (half of a large run dies) the most sent goes; probing finds what is lost."""
@@ -214,8 +215,8 @@ class _Member:
 
 
 class _Probe:
-    """A member being probed: directly until `helpers` are asked. `expects_verdict` is false for the dead and suspect,
-    of whom a missing answer says nothing new."""
+    """A member being probed: directly until `helpers` are asked. `expects_verdict` is false for extra pings of the dead
+    and suspect: their answer is news, its absence is not."""
 
     __slots__ = ("expects_verdict", "helpers", "nacks", "started", "target", "verdict_at")
 
@@ -366,7 +367,7 @@ class Prober:
     ) -> list[Output]:
         """A ping: answered with an ack, whoever sent it."""
         outputs = self._hear(sender, incarnation, rumors, now)
-        return [*outputs, SendAck(*self._carry(sender, sequence), subject=self._own)]
+        return [*outputs, SendAck(*self._carry(sender, sequence, self._refuted(rumors)), subject=self._own)]
 
     def receive_ping_request(
         self, sender: str, sequence: int, incarnation: int, target: str, rumors: Sequence[Rumor], now: int
@@ -549,7 +550,7 @@ class Prober:
         if member.peer in self._probed:
             return []
         verdict_at = now + self._scaled(self._settings.period_ns)
-        sequence = self._open_probe(member, now, verdict_at, member.state is State.ALIVE)
+        sequence = self._open_probe(member, now, verdict_at, expects_verdict=True)
         if member.links and self._own not in member.links:
             return self._ask_helpers(sequence, now)
         self._set(now + self._scaled(self._settings.ping_timeout_ns), _Timer.INDIRECT, str(sequence))
@@ -614,10 +615,11 @@ class Prober:
         member = self._members[probe.target]
         if not probe.expects_verdict:
             return self._tell_suspect(member, now)
-        # Lifeguard: helpers that were asked and said nothing at all hint that it is us who cannot hear.
-        missing = len(probe.helpers) - len(probe.nacks)
-        self._worsen(missing if probe.helpers else 1)
-        if member.state is not State.ALIVE:
+        # Lifeguard: if nobody at all was heard, the fault may be ours. (memberlist counts every missing nack; where a
+        # tenth of the packets is lost, or half of the run is cut off, that slows all to a ninth just when it matters.)
+        if not probe.nacks:
+            self._worsen(1)
+        if member.state is State.DEAD:
             return []
         outputs = self._receive_rumor(Rumor(member.peer, member.incarnation, self._own, False), now)
         return [*outputs, *self._tell_suspect(member, now)]
@@ -663,7 +665,8 @@ class Prober:
             self._spread(rumor)
         suspicion.confirmed = suspicion.confirmed or rumor.dead
         confirmations = wanted if suspicion.confirmed else len(suspicion.origins) - 1
-        suspicion.deadline = suspicion.began + _suspicion_ns(suspicion, confirmations, wanted)
+        # Never before now: what is overdue counts as slept through.
+        suspicion.deadline = max(now, suspicion.began + _suspicion_ns(suspicion, confirmations, wanted))
         self._set(suspicion.deadline, _Timer.SUSPICION, member.peer)
         return outputs
 
@@ -749,9 +752,21 @@ class Prober:
                 break
         return chosen
 
-    def _carry(self, to: str, sequence: int) -> tuple[str, int, int, tuple[Rumor, ...], tuple[str, ...]]:
+    def _refuted(self, rumors: Sequence[Rumor]) -> tuple[str, ...]:
+        """Of whom the sender of these rumors has missed a refutation: it is told again, or it would let them die."""
+        known = {
+            peer: member.incarnation for rumor in rumors if (member := self._members.get(peer := rumor.peer))
+        }
+        known[self._own] = self._incarnation
+        behind = (rumor.peer for rumor in rumors[:MAX_RUMORS] if rumor.incarnation < known.get(rumor.peer, 0))
+        return tuple(dict.fromkeys(behind))[:MAX_RECORDS]
+
+    def _carry(
+        self, to: str, sequence: int, first: tuple[str, ...] = ()
+    ) -> tuple[str, int, int, tuple[Rumor, ...], tuple[str, ...]]:
+        """The parts of a Carrier; records of `first` go along before those whose turn it is."""
         rumors, records_of = self.gossip(to)
-        return to, sequence, self._incarnation, rumors, records_of
+        return to, sequence, self._incarnation, rumors, tuple(dict.fromkeys((*first, *records_of)))
 
 
 def _suspicion_ns(suspicion: _Suspicion, confirmations: int, wanted: int) -> int:

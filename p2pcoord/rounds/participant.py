@@ -374,7 +374,7 @@ class Participant:
             setting.send(self.coordinator, Obstacle(name, setting.me, f"could not combine: {reason}"[:200]))
             return
         combined = outcome.value
-        if combined.nonfinite:
+        if not combined.finite:
             self._blame_nonfinite(name, entry, combined.nonfinite)
             return
         entry.summed = True
@@ -394,8 +394,8 @@ class Participant:
     def _blame_nonfinite(self, name: bytes, entry: _Attempted, roots: tuple[bytes, ...]) -> None:
         by_root = {e.content.root: e.contributor for e in entry.attempt.entries}
         by_root |= {partial.content.root: partial.sender for partial in entry.partials.values()}
-        for root in roots:
-            culprit = by_root.get(root, self.setting.me)
+        culprits = {by_root.get(root, self.setting.me) for root in roots} or {self.setting.me}
+        for culprit in sorted(culprits):
             self.setting.send(self.coordinator, Obstacle(name, culprit, "not finite"))
 
     # The result and the new state

@@ -117,7 +117,7 @@ def test_a_relayed_ack_ends_the_probe_and_only_from_who_was_asked():
 
 def test_helpers_that_are_silent_too_make_us_slower_and_acks_make_us_well_again():
     machine = prober("abcdef")
-    run_to(machine, 3 * SECOND)
+    run_to(machine, 12 * SECOND)
     assert machine.health >= 3
     worst = machine.health
     begun = [now for _, now in (next_of(machine, SendPing) for _ in range(2))]
@@ -194,11 +194,19 @@ def test_a_higher_incarnation_clears_a_suspicion_and_its_record_is_passed_on():
     assert machine.receive_rumors([Rumor("a", 1, "c", False)], 2) == []  # of an incarnation that is over
 
 
+def test_who_spreads_a_suspicion_that_was_refuted_is_told_so_in_the_answer():
+    machine = prober(incarnation=3)
+    machine.alive("a", 2, 0)
+    (ack,) = machine.receive_ping("b", 1, 1, [Rumor("a", 1, "b", False), Rumor("me", 2, "b", False)], 0)
+    assert ack.records_of == ("a", "me")
+    (ack,) = machine.receive_ping("b", 2, 1, [Rumor("c", 1, "b", False)], 0)[1:]
+    assert ack.records_of == ()
+
+
 def test_an_ack_clears_a_suspicion_but_a_ping_from_the_suspect_does_not():
     machine = prober("a")
-    ping, now = next_of(machine, SendPing)
-    machine.receive_rumors([], now)
-    suspect, when = next_of(machine, Suspect)
+    ping, _ = next_of(machine, SendPing)
+    assert next_of(machine, Suspect)[0] == Suspect("a", 1, "me")
     again, later = next_of(machine, SendPing)
     machine.receive_ping("a", 5, 1, (), later)
     assert machine.state("a") is State.SUSPECT
@@ -223,10 +231,12 @@ def test_confirmations_shorten_a_suspicion_to_its_least_time_and_a_liars_death_d
     accused = [Rumor("a", 1, origin, False) for origin in "bcdefg"]
     times = [dies_after(accused[:count]) for count in (1, 2, 3, 4, 6)]
     assert times == sorted(times, reverse=True)
-    assert (times[0], times[3], times[4]) == (30.0, 5.0, 5.0)
+    assert times[0] == 17.5  # with us, as it does not answer our probe either
+    assert 5.0 <= times[2] < 8.0  # as soon as our probe fails
+    assert times[3:] == [5.0, 5.0]
     assert dies_after([Rumor("a", 1, "b", True)]) == 5.0
-    assert dies_after(accused[:1] * 8) == 30.0  # one voice, however often
-    assert dies_after([*accused[:1], Rumor("a", 1, "invented", False), Rumor("a", 1, "me", False)]) == 30.0
+    assert dies_after(accused[:1] * 8) == 17.5  # one voice, however often
+    assert dies_after([*accused[:1], Rumor("a", 1, "invented", False), Rumor("a", 1, "me", False)]) == 17.5
 
 
 def test_a_rumor_is_passed_on_a_bounded_number_of_times():
@@ -260,7 +270,7 @@ def test_the_dead_are_pinged_now_and_then_and_only_their_own_answer_or_a_restart
     machine = with_dead()
     pings = [output for output in run_to(machine, 60 * SECOND) if isinstance(output, SendPing)]
     told = [ping for ping in pings if ping.to == "a"]
-    assert 4 <= len(told) <= 6
+    assert 2 <= len(told) <= 3  # b has died too, and has its turn
     assert told[-1].rumors[0] == Rumor("a", 1, "me", True)
     assert machine.alive("a", 1, 60 * SECOND) == []  # old gossip
     now = machine.next_deadline()
@@ -371,10 +381,10 @@ class Network:
                 continue
             if message is not None:
                 self.receive(name, sender, message, records)
-            elif self.probers[name].next_deadline() == self.now:
+            elif (self.probers[name].next_deadline() or 0) <= self.now:
                 self.do(name, self.probers[name].tick(self.now))
             else:
-                continue  # a deadline that moved
+                continue  # a deadline that moved, and is on the heap where it moved to
             self.schedule(name)
         self.now = until
 
@@ -406,12 +416,11 @@ def test_all_crashed_are_found_by_all_at_twenty_percent_loss():
         f"60 peers, 20% loss, 6 crashed: found by half after {times[len(times) // 2]:.1f} s, by all after {times[-1]:.1f} s; "
         f"false deaths {len(false)}"
     )
+    network.loss = 0.0
     network.run(30)
     assert all(
-        network.probers[name].state(other) is State.ALIVE or other in victims
-        for name in survivors
-        for other in survivors
-        if other != name
+        network.probers[name].state(other) is State.ALIVE
+        for name, other in itertools.permutations(survivors, 2)
     )
 
 
