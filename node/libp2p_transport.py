@@ -212,11 +212,14 @@ class Libp2pTransport:
             raise StreamEnded("not connected")
         # Shielded: a cancelled write would tear the connection that everything else to this peer rides on.
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.dial_timeout_s):
+            stream: INetStream | None = None
             try:
                 stream = await link.connection.new_stream()
                 assert isinstance(stream, NetStream)
                 await request_protocol(stream, protocol, self._limits.dial_timeout_s)
             except GONE as error:
+                if stream is not None:
+                    await end_stream(stream, gracefully=False)
                 raise StreamEnded(f"no {protocol} stream: {error}") from error
             return stream
         link.close("does not answer to a new stream")
@@ -330,7 +333,8 @@ class Libp2pTransport:
         except RemoteError as error:
             self.counters.count(error.kind, muxer.peer)
         except Exception:  # py-libp2p's services raise whatever bad input leads to
-            self.counters.count("bad_stream", muxer.peer)
+            if not muxer.lost.is_set():
+                self.counters.count("bad_stream", muxer.peer)
         finally:
             muxer.inbound_streams -= 1
             await end_stream(stream, gracefully=finished)
@@ -395,6 +399,7 @@ async def open_transport(
     transport = Libp2pTransport(key, hello, check_hello, session, announced, limits or TransportLimits())
     announcements = transport._announcements
     listeners: list[trio.SocketListener] = []
+    failure: Exception | None = None
     try:
         listeners = await transport._listen(addresses)
         async with (
@@ -410,6 +415,8 @@ async def open_transport(
                 nursery.start_soon(transport._accept_all, listener)
             try:
                 yield transport
+            except Exception as error:
+                failure = error  # raised below, outside: five nurseries would each wrap it in a group
             finally:
                 with trio.CancelScope(shield=True):
                     for listener in listeners:
@@ -422,3 +429,5 @@ async def open_transport(
         for listener in listeners:
             listener.socket.close()
         announcements.seen_messages.stop()
+    if failure is not None:
+        raise failure

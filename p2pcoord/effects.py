@@ -48,6 +48,14 @@ class Dial(Effect, frozen=True):
     addresses: tuple[str, ...]
 
 
+class Reach(Effect, frozen=True):
+    """Can this peer be reached at these addresses, by a new connection? Done carries True or False."""
+
+    id: int
+    peer: str
+    addresses: tuple[str, ...]
+
+
 class Disconnect(Effect, frozen=True):
     peer: str
     reason: str

@@ -25,6 +25,9 @@ from p2pcoord.consensus.ledger import (
 )
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
+from p2pcoord.gossip.probing import Rumor
+from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.gossip.version_vector import Digest, PeerId, Wanted
 from p2pcoord.rounds.attempt import Attempt, Partial, Result
 from p2pcoord.rounds.plan import Plan
 from p2pcoord.wire import decode
@@ -172,6 +175,65 @@ class LeaveRequest(Message, frozen=True, tag="leave"):
     farewell: Farewell
 
 
+# Gossip --------------------------------------------------------------------------------------------------------------
+
+
+class ExchangeRequest(Message, frozen=True, tag="syn"):
+    """Opens an exchange of records: what the sender holds."""
+
+    digest: Digest
+
+
+class ExchangeReply(Message, frozen=True, tag="syn-ack"):
+    """What the other lacks, and what is wanted of it."""
+
+    records: tuple[PeerRecord, ...]
+    wanted: tuple[Wanted, ...]
+
+
+class ExchangeEnd(Message, frozen=True, tag="syn-end"):
+    records: tuple[PeerRecord, ...]
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Are you there? `rumors` and `records` ride along, here and on the three messages below."""
+
+    sequence: int
+    incarnation: int
+    rumors: tuple[Rumor, ...]
+    records: tuple[PeerRecord, ...]
+
+
+class PingRequest(Message, frozen=True, tag="ping?"):
+    """Ping `target` for me."""
+
+    sequence: int
+    incarnation: int
+    rumors: tuple[Rumor, ...]
+    records: tuple[PeerRecord, ...]
+    target: PeerId
+
+
+class PingAck(Message, frozen=True, tag="ping-ack"):
+    """`subject` is there: the sender, or the target it was asked to ping."""
+
+    sequence: int
+    incarnation: int
+    rumors: tuple[Rumor, ...]
+    records: tuple[PeerRecord, ...]
+    subject: PeerId
+
+
+class PingNack(Message, frozen=True, tag="ping-nack"):
+    """The sender is there, but `subject` has not answered it."""
+
+    sequence: int
+    incarnation: int
+    rumors: tuple[Rumor, ...]
+    records: tuple[PeerRecord, ...]
+    subject: PeerId
+
+
 # Rounds --------------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +337,16 @@ class Share(Message, frozen=True, tag="share"):
     failed: str = ""
 
 
+class ReachRequest(Message, frozen=True, tag="reach?"):
+    """Can you dial me at these addresses? Who cannot be dialled is a leaf: it takes part, and never votes."""
+
+    addresses: tuple[str, ...]
+
+
+class ReachReply(Message, frozen=True, tag="reach"):
+    reachable: bool
+
+
 AnyMessage = (
     PreVoteRequest
     | PreVoteReply
@@ -289,6 +361,15 @@ AnyMessage = (
     | JoinRequest
     | JoinReply
     | LeaveRequest
+    | ReachRequest
+    | ReachReply
+    | ExchangeRequest
+    | ExchangeReply
+    | ExchangeEnd
+    | Ping
+    | PingRequest
+    | PingAck
+    | PingNack
     | PlanMessage
     | PlanAccepted
     | Offering

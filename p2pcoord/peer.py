@@ -30,15 +30,23 @@ from p2pcoord.consensus.ledger import (
     Round,
 )
 from p2pcoord.consensus.voter import Timing
-from p2pcoord.effects import Done, Effect, Failed, Halt, Outcome
+from p2pcoord.effects import Done, Effect, Failed, Halt, Outcome, Reach
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.frames import Life, PeerFrame, Slot
+from p2pcoord.gossip.gossip import Gossip
+from p2pcoord.gossip.membership import Changed, PeerState
+from p2pcoord.gossip.records import CapabilityProfile, PeerRecord
 from p2pcoord.identity import Authority
+from p2pcoord.links import FULL_MESH, Links
 from p2pcoord.messages import (
     AnyMessage,
+    Append,
+    AppendReply,
     JoinReply,
     JoinRequest,
     LeaveRequest,
+    ReachReply,
+    ReachRequest,
     RecordsRequest,
     decode_message,
 )
@@ -62,6 +70,9 @@ TEND_INTERVAL_NS = 500_000_000
 
 # Messages that one input may cause a peer to send itself; a round needs about ten.
 MAX_LOCAL_MESSAGES = 10_000
+
+# Members that an unreachable leaf names as those it can be probed through.
+MAX_LEAF_LINKS = 8
 
 # Rejected messages are counted for this many peers at most; the rest are counted together.
 MAX_COUNTED_PEERS = 1024
@@ -87,6 +98,14 @@ class PeerSettings(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
     rules: Rules | None = None
     """The run's rules for rounds; None when the owner gives the peer another `work`."""
+    gossip: bool = False
+    """Whether this peer gossips, probes and dials; False in tests of the agreement alone, where links are given."""
+    addresses: tuple[str, ...] = ()
+    """Multiaddrs at which others may reach this peer."""
+    bootstrap: tuple[str, ...] = ()
+    """Addresses (multiaddr or host:port) to dial while this peer knows nobody."""
+    profile: CapabilityProfile = CapabilityProfile()
+    program_version: str = ""
 
 
 class Work(Protocol):
@@ -96,6 +115,7 @@ class Work(Protocol):
     def certified(self, records: Sequence[Record], now: int) -> None: ...
     def receive(self, sender: str, message: AnyMessage, now: int) -> bool: ...
     def complete(self, effect_id: int, outcome: Outcome, now: int) -> None: ...
+    def progress(self, now: int) -> None: ...
     def tick(self, now: int) -> None: ...
     def next_deadline(self) -> int: ...
     @property
@@ -129,6 +149,10 @@ class Peer:
         self._next_source = 0
         self._now = 0
         self.incarnation = 0
+        self.gossip: Gossip | None = None
+        self.links: Links | None = None
+        self._reaching: dict[int, str] = {}
+        self._work_due = False
 
     def _rounds(self, rules: Rules, frames: Sequence[PeerFrame], contents: frozenset[bytes]) -> Rounds:
         setting = Setting(
@@ -139,7 +163,8 @@ class Peer:
             rules,
             incarnation=self.incarnation,
             alive=self.alive,
-            send=self.outbox.send,
+            fit=self.fit,
+            send=self.send,
             ask_records=self.agreement.replication.ask,
             retry=self.agreement.replication.retry,
         )
@@ -149,8 +174,28 @@ class Peer:
         return rounds
 
     def alive(self, peer: str) -> bool:
-        """Whether a peer lives and can be reached from here, by what is known now."""
-        return peer == self.me or peer in self.connections
+        """Not known to be gone: what it was given to do is waited for."""
+        if self.gossip is None or peer == self.me:
+            return peer == self.me or peer in self.connections
+        return self.gossip.membership.alive(peer)
+
+    def fit(self, peer: str) -> bool:
+        """Alive beyond suspicion, by what is known now: new work may rest on it."""
+        if self.gossip is None or peer == self.me:
+            return peer == self.me or peer in self.connections
+        if self.gossip.membership.state(peer) is not PeerState.ALIVE:
+            return False
+        return peer in self.connections or len(self.roster.members) > FULL_MESH
+
+    def _begin_incarnation(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.outbox.persist([Life(incarnation)])
+
+    def send(self, peer: str, message: msgspec.Struct) -> None:
+        """Sends; a peer without a connection is dialled, and what it misses is sent again by whoever needs it."""
+        if self.links is not None and peer != self.me:
+            self.links.dial(peer, self._now)
+        self.outbox.send(peer, message)
 
     # Inputs
 
@@ -167,19 +212,63 @@ class Peer:
             check=self._check,
             certified=self._on_certified,
         )
-        frames: list[PeerFrame] = [decode(frame, PeerFrame) for frame in restored.frames]  # type: ignore[arg-type]
+        frames: list[PeerFrame]
+        try:
+            frames = [decode(frame, PeerFrame) for frame in restored.frames]  # type: ignore[arg-type]
+        except RemoteError as error:
+            raise LocalError(f"the log holds what is no frame of this program: {error}") from error
         self._now = now
         self.agreement.start([f for f in frames if not isinstance(f, Life | Slot)], now)
         self.incarnation = 1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0)
         self.outbox.persist([Life(self.incarnation)])
+        if self.settings.gossip:
+            self._start_gossip(now)
         if self.settings.rules is not None:
             self.work = self._rounds(self.settings.rules, frames, restored.contents)
         ledger = self.agreement.voter.ledger
         known = ledger.records[: ledger.certified + 1]
         self.roster.apply(known)
         self.work.certified(known, now)
+        self._follow_members(now)
         self._request_at = self._catch_up_at = self._tend_at = now
         return self._finish(now)
+
+    def _start_gossip(self, now: int) -> None:
+        settings = self.settings
+        first = PeerRecord(
+            self.me,
+            self.incarnation,
+            1,
+            settings.name[:MAX_NAME_LENGTH],
+            settings.addresses,
+            reachable=self.genesis.header.coordinator == self.me,
+            profile=settings.profile,
+            program_version=settings.program_version,
+        )
+        self.gossip = gossip = Gossip(
+            self.authority,
+            self.outbox,
+            first,
+            self.random,
+            now,
+            began=self._begin_incarnation,
+            changed=self._on_membership_changed,
+            reject=self.reject,
+            evidence=lambda first, second: self.outbox.emit(
+                "equivocation", peer=first.peer, stamp=first.version
+            ),
+        )
+        self.links = Links(
+            self.me,
+            self.outbox,
+            self.random("links"),
+            settings.bootstrap,
+            addresses=lambda peer: (
+                record.addresses if (record := gossip.book.get(peer)) and record.reachable else ()
+            ),
+            failed=gossip.redial_failed,
+        )
+        self.links.start(now)
 
     def receive(self, sender: str, data: bytes, now: int) -> list[Effect]:
         """A message from an authenticated peer. Whatever it holds, this returns."""
@@ -195,6 +284,12 @@ class Peer:
         return self._finish(now)
 
     def _handle(self, sender: str, message: AnyMessage, now: int) -> None:
+        if self.gossip is not None and sender != self.me:
+            self.gossip.heard(sender, now)
+            if isinstance(message, Append) and message.term == self.agreement.voter.term:
+                self.gossip.heartbeat(sender, message.interval_ns, now)
+            elif isinstance(message, AppendReply) and self.agreement.is_coordinator:
+                self.gossip.heartbeat(sender, self.agreement.replication.interval_ns, now)
         try:
             self._dispatch(sender, message, now)
         except RemoteError as error:
@@ -215,8 +310,19 @@ class Peer:
             else:
                 reason = outcome.reason if isinstance(outcome, Failed) else "cancelled"
                 self._halt(f"the log could not be written: {reason}")
-        else:
+        elif effect_id in self._reaching:
+            asker = self._reaching.pop(effect_id)
+            self.outbox.send(asker, ReachReply(isinstance(outcome, Done) and outcome.value is True))
+        elif self.links is None or not self.links.complete(effect_id, outcome, now):
             self.work.complete(effect_id, outcome, now)
+        return self._finish(now)
+
+    def progress(self, effect_id: int, now: int) -> list[Effect]:
+        """A long effect (Fetch, Train, Combine, Step, Validate) goes on: bytes moved, steps were made."""
+        if self.halted:
+            return []
+        self._now = now
+        self.work.progress(now)
         return self._finish(now)
 
     def tick(self, now: int) -> list[Effect]:
@@ -227,7 +333,13 @@ class Peer:
         if now - self.next_deadline() > LATE_TICK_NS:
             self.outbox.emit("late-tick", late_ns=now - self.next_deadline())
             self.agreement.postpone(now)
+            if self.gossip is not None:
+                self.gossip.gap(now)
         self.agreement.tick(now)
+        if self.gossip is not None and self.links is not None:
+            self._watch_links(now)
+            self.gossip.tick(now)
+            self.links.tick(now)
         self._request(now)
         self._catch_up(now)
         if self.agreement.replication.opened and now >= self._tend_at:
@@ -239,7 +351,13 @@ class Peer:
     def connected(self, peer: str, now: int) -> list[Effect]:
         if self.halted:
             return []
+        self._now = now
         self.connections.add(peer)
+        if self.gossip is not None and self.links is not None:
+            self.links.on_connected(peer, now)
+            self.gossip.connected(peer, now)
+            if not self.gossip.book.own.reachable and self.settings.addresses:
+                self.outbox.send(peer, ReachRequest(self.settings.addresses))
         self._request_at = min(self._request_at, now)
         self._catch_up_at = min(self._catch_up_at, now)
         return self._finish(now)
@@ -247,8 +365,47 @@ class Peer:
     def disconnected(self, peer: str, now: int) -> list[Effect]:
         if self.halted:
             return []
+        self._now = now
         self.connections.discard(peer)
+        if self.gossip is not None and self.links is not None:
+            self.gossip.disconnected(peer, now)
+            self.links.on_disconnected(peer, now)
+            self.work.tick(now)
         return self._finish(now)
+
+    def _on_membership_changed(self, changes: Sequence[Changed], now: int) -> None:
+        """What the detectors know, the round uses in the same step."""
+        for change in changes:
+            if change.after is PeerState.DEAD:
+                self.outbox.emit("failed", peer=change.peer, was=change.before.value)
+            elif change.before in (PeerState.DEAD, PeerState.SUSPECT, PeerState.UNKNOWN):
+                self.outbox.emit("alive", peer=change.peer, was=change.before.value, now=change.after.value)
+        self._work_due = True
+
+    def _watch_links(self, now: int) -> None:
+        """Heartbeats are expected of the coordinator, and by the coordinator of the voters."""
+        if self.gossip is None:
+            return
+        agreement = self.agreement
+        if agreement.is_coordinator:
+            self.gossip.watch_only(agreement.committee.everyone, now)
+        else:
+            self.gossip.watch_only([agreement.voter.coordinator] if agreement.voter.coordinator else [], now)
+
+    def _follow_members(self, now: int) -> None:
+        """Gossip and links follow the certified roster."""
+        if self.gossip is None or self.links is None:
+            return
+        members = self.roster.everyone
+        for peer in members:
+            if peer == self.me or self.gossip.membership.state(peer) is PeerState.UNKNOWN:
+                self.gossip.admit(peer, now)
+                if peer in self.connections:
+                    self.gossip.connected(peer, now)
+        for peer in self.gossip.membership.peers():
+            if peer not in members:
+                self.gossip.remove(peer, now)
+        self.links.want(members, self.agreement.committee.everyone)
 
     def leave(self, now: int) -> list[Effect]:
         """Say goodbye: hand over the duty, then ask to be let go. `left` tells when that is certified."""
@@ -265,6 +422,8 @@ class Peer:
 
     def next_deadline(self) -> int:
         tend = self._tend_at if self.agreement.replication.opened else NEVER
+        if self.gossip is not None and self.links is not None:
+            tend = min(tend, self.gossip.next_deadline(), self.links.next_deadline())
         return min(
             self.agreement.next_deadline(),
             self.work.next_deadline(),
@@ -294,6 +453,8 @@ class Peer:
             self._check_may_read(sender)
         if self.agreement.receive(sender, message, now) or self.work.receive(sender, message, now):
             return
+        if self.gossip is not None and self.gossip.receive(sender, message, now):
+            return
         if isinstance(message, JoinRequest):
             self._on_join_request(sender, message, now)
         elif isinstance(message, JoinReply):
@@ -301,6 +462,12 @@ class Peer:
                 self.outbox.emit("join-refused", by=sender, reason=message.refused)
         elif isinstance(message, LeaveRequest):
             self._on_leave_request(sender, message, now)
+        elif isinstance(message, ReachRequest):
+            number = self.outbox.new_id()
+            self._reaching[number] = sender
+            self.outbox.put(Reach(number, sender, message.addresses))
+        elif isinstance(message, ReachReply) and self.gossip is not None:
+            self._on_reach_reply(sender, message, now)
 
     def _check_may_read(self, sender: str) -> None:
         """Strangers get nothing: the ledger is for members, and for joiners that have shown their proof."""
@@ -313,6 +480,14 @@ class Peer:
         known = sender in by_peer or len(by_peer) < MAX_COUNTED_PEERS
         by_peer[sender if known else OTHERS] = by_peer.get(sender if known else OTHERS, 0) + 1
         self.outbox.emit("rejected", kind=error.kind, peer=sender, detail=error.detail)
+
+    def _on_reach_reply(self, sender: str, message: ReachReply, now: int) -> None:
+        """Whether others can dial this peer: one that did is proof; one that could not may have its own reasons."""
+        if self.gossip is None or self.gossip.book.own.reachable:
+            return
+        self.outbox.emit("reachable" if message.reachable else "unreachable", by=sender)
+        links = () if message.reachable else tuple(sorted(self.connections))[:MAX_LEAF_LINKS]
+        self.gossip.update(now, reachable=message.reachable, links=links)
 
     # Joining and leaving
 
@@ -353,11 +528,12 @@ class Peer:
 
     def _on_join_request(self, sender: str, message: JoinRequest, now: int) -> None:
         admission = message.admission
-        if reason := self.roster.excluded(admission.peer) or self.roster.proves(admission):
-            self.outbox.send(sender, JoinReply(reason))
-            raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
         if self.roster.is_member(admission.peer):
             return
+        reason = self.roster.excluded(admission.peer) or self.roster.proves(admission)
+        if reason := reason or self.roster.check(Members(admitted=(admission,))):
+            self.outbox.send(sender, JoinReply(reason))
+            raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
         if len(self._joiners) < MAX_ADMISSIONS:
             self._joiners[admission.peer] = admission
         if self.agreement.is_coordinator:
@@ -372,6 +548,8 @@ class Peer:
         self.authority.check(farewell.peer, farewell)
         if not self.roster.is_member(farewell.peer):
             return
+        if reason := self.roster.check(Members(left=(farewell,))):
+            raise RemoteError("bad_farewell", reason)
         if self.agreement.is_coordinator:
             self._farewells[farewell.peer] = farewell
             self._tend_at = min(self._tend_at, now)
@@ -388,7 +566,9 @@ class Peer:
         if isinstance(body, Members):
             return self.roster.check(body)
         if isinstance(body, CommitteeChange):
-            strangers = [peer for peer in body.committee.voters if not self.roster.is_member(peer)]
+            # Only who becomes a voter is asked for: what a joint committee began, its incoming half must be able to end.
+            new = set(body.committee.voters) - set(self.agreement.committee.everyone)
+            strangers = [peer for peer in sorted(new) if not self.roster.is_member(peer)]
             return f"{strangers[0]} is no member and cannot vote" if strangers else ""
         return ""
 
@@ -402,11 +582,13 @@ class Peer:
         self._joiners = {peer: a for peer, a in self._joiners.items() if not self.roster.is_member(peer)}
         self._farewells = {peer: f for peer, f in self._farewells.items() if self.roster.is_member(peer)}
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
+        if any(record.header.kind in ("members", "committee") for record in records):
+            self._follow_members(now)
         if self.agreement.is_coordinator:
             answer = self.agreement.replication.certified_from(records[0].header.height)
             if answer is not None:
                 self.outbox.announce(answer, after=self.agreement.voter.term_persist)
-            self._tend_at = min(self._tend_at, now)
+            self._tend_at = now
         self.work.certified(records, now)
 
     def _tell(self, record: Record) -> None:
@@ -442,8 +624,15 @@ class Peer:
         )
         if not self.work.reconfigurable:
             return
-        admitted = tuple(list(self._joiners.values())[:MAX_ADMISSIONS])
-        leaving = tuple(f for f in self._farewells.values() if f.peer not in agreement.committee.everyone)
+        # Only what every voter's own check accepts is proposed: a record that nobody acknowledges would block the log.
+        roster, voters = self.roster, agreement.committee.everyone
+        joiners = [a for a in self._joiners.values() if not roster.check(Members(admitted=(a,)))]
+        admitted = tuple(joiners[:MAX_ADMISSIONS])
+        leaving = tuple(
+            f
+            for f in self._farewells.values()
+            if f.peer not in voters and not roster.check(Members(left=(f,)))
+        )
         ledger = agreement.voter.ledger
         if (admitted or leaving) and ledger.certified == ledger.height:
             agreement.propose(Members(admitted, leaving[: MAX_ADMISSIONS - len(admitted)]), now)
@@ -456,7 +645,15 @@ class Peer:
     def _voter_candidates(self, gone: Collection[str]) -> list[str]:
         """Living, reachable members outside the committee, in order of admission."""
         voters = self.agreement.committee.everyone
-        return [p for p in self.roster.members if p in self.connections and p not in voters and p not in gone]
+        candidates = [
+            p for p in self.roster.members if p in self.connections and p not in voters and p not in gone
+        ]
+        if self.gossip is None:
+            return candidates
+        book = self.gossip.book
+        return [
+            p for p in candidates if self.fit(p) and (record := book.get(p)) is not None and record.reachable
+        ]
 
     # Ends
 
@@ -467,6 +664,9 @@ class Peer:
 
     def _finish(self, now: int) -> list[Effect]:
         for _ in range(MAX_LOCAL_MESSAGES):
+            if self._work_due:
+                self._work_due = False
+                self.work.tick(now)
             if not self.outbox.local or self.halted:
                 break
             self._handle(self.me, self.outbox.local.popleft(), now)  # type: ignore[arg-type]

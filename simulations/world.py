@@ -203,6 +203,7 @@ class World:
         self._note(b"start", machine)
         self.invariants.restarting(machine)
         self.feed(machine, "start", Restored(frames, derive(self.seed, "entropy", name)))
+        self.invariants.restarted(machine, peer)
         self.network.add(machine.id)
 
     def crash(self, machine: Machine) -> None:

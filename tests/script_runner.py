@@ -16,7 +16,8 @@ every other peer, a queue of messages. Nothing happens unless a command says so,
                  committee A B C [members D] [option...]
                                                the same after a history in which A let the others in; the first listed
                                                are voters, the rest members
-                 options: rotation=N size=N open secret=LETTER:WORD gossip (announcements arrive; else they are lost)
+                 options: rotation=N size=N open secret=LETTER:WORD unconnected
+                 gossip (announcements arrive; else they are lost)
     time         tick A [B] 150ms              their clocks run so far, with a tick at every deadline
                  timeout A                     A's clock runs to its election timeout
                  sleep A 2s                    A's clock jumps, without a tick
@@ -95,7 +96,7 @@ from p2pcoord.messages import (
     Votes,
     decode_message,
 )
-from p2pcoord.peer import Peer, PeerSettings, Restored
+from p2pcoord.peer import LATE_TICK_NS, Peer, PeerSettings, Restored
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 
@@ -103,6 +104,9 @@ LETTERS = "ABCDEFG"
 CONFIG = b"a scripted run"
 RUN = sha256(CONFIG).digest()
 SECRET = b"secret"
+
+# In `run` these are told once, by the coordinator.
+COMMON_EVENTS = ("certified", "admitted", "left", "excluded")
 
 # A peer whose deadline does not move although it was ticked would spin a real driver: the scripts refuse it.
 MAX_TICKS = 10_000
@@ -184,15 +188,21 @@ def make_peer(letter: str, genesis: Record, settings: PeerSettings) -> Peer:
     return peer
 
 
-def settings_of(letter: str, *, secret: bytes | None = SECRET, size: int = 7, rotation: int = 1000) -> PeerSettings:
+def settings_of(
+    letter: str, *, secret: bytes | None = SECRET, size: int = 7, rotation: int = 1000
+) -> PeerSettings:
     return PeerSettings(name=letter.lower(), secret=secret, committee_size=size, rotation_rounds=rotation)
 
 
 def scripted_round(version: int, note: bytes = b"") -> Round:
-    return Round(version, sha256(b"state %d" % (version - 1)).digest(), sha256(note).digest(), (), b"", b"", 0)
+    return Round(
+        version, sha256(b"state %d" % (version - 1)).digest(), sha256(note).digest(), (), b"", b"", 0
+    )
 
 
-def history(voters: str, members: str, secret: bytes | None) -> tuple[Record, list[Record], dict[int, Certificate]]:
+def history(
+    voters: str, members: str, secret: bytes | None
+) -> tuple[Record, list[Record], dict[int, Certificate]]:
     """Genesis, and the certified records by which A let `members` in and the committee became `voters`."""
     founder = authority_of("A")
     genesis = make_genesis(founder, CONFIG)
@@ -336,8 +346,11 @@ class World:
         frames = {letter: frames_of(letter, genesis, records, certificates) for letter in everyone}
         self._found(list(everyone), genesis, frames, options)
 
-    def _found(self, letters: list[str], genesis: Record, frames: dict[str, list[bytes]], options: list[str]) -> None:
+    def _found(
+        self, letters: list[str], genesis: Record, frames: dict[str, list[bytes]], options: list[str]
+    ) -> None:
         self.gossip = "gossip" in options
+        self.machines, self.queues, self.delivered, self.cuts = {}, {}, {}, set()
         values = dict(option.split("=") for option in options if "=" in option)
         secrets = dict([values["secret"].split(":")]) if "secret" in values else {}
         self.quiet = True
@@ -354,8 +367,8 @@ class World:
             self._start(machine)
         for letter in letters:
             for other in letters:
-                if letter != other:
-                    self._apply(self.machines[letter], lambda peer, now, o=other: peer.connected(peer_id(o), now))
+                if letter != other and "unconnected" not in options:
+                    self._connected(letter, other)
         self.quiet = False
 
     def _start(self, machine: Machine) -> None:
@@ -381,7 +394,9 @@ class World:
     def do_timeout(self, *letters: str) -> None:
         for letter in letters:
             machine = self._machine(letter)
-            self._advance(machine, self._peer(machine).agreement.election.deadline)
+            deadline = self._peer(machine).agreement.election.deadline
+            assert machine.clock <= deadline + LATE_TICK_NS, f"{letter} slept over its election timeout"
+            self._advance(machine, max(deadline, machine.clock))
 
     def do_sleep(self, letter: str, span: str) -> None:
         self._machine(letter).clock += duration_ns(span)
@@ -392,7 +407,9 @@ class World:
             deadline = max(self._peer(machine).next_deadline(), machine.clock)
             if deadline > target or (deadline == ticked_at == target):
                 break
-            assert ticks < MAX_TICKS and deadline != ticked_at, f"{machine.letter}'s deadline does not move on"
+            assert ticks < MAX_TICKS and deadline != ticked_at, (
+                f"{machine.letter}'s deadline does not move on"
+            )
             machine.clock = ticked_at = deadline
             ticks += 1
             self._apply(machine, lambda peer, now: peer.tick(now))
@@ -476,14 +493,20 @@ class World:
         self._arrive(source, target, self.delivered[source, target])
 
     def do_connect(self, one: str, other: str) -> None:
-        for a, b in ((one, other), (other, one)):
-            if self.machines[a].peer is not None:
-                self._apply(self.machines[a], lambda peer, now, b=b: peer.connected(peer_id(b), now))
+        self._connected(one, other)
+        self._connected(other, one)
 
     def do_disconnect(self, one: str, other: str) -> None:
-        for a, b in ((one, other), (other, one)):
-            if self.machines[a].peer is not None:
-                self._apply(self.machines[a], lambda peer, now, b=b: peer.disconnected(peer_id(b), now))
+        self._disconnected(one, other)
+        self._disconnected(other, one)
+
+    def _connected(self, letter: str, other: str) -> None:
+        if self.machines[letter].peer is not None:
+            self._apply(self.machines[letter], lambda peer, now: peer.connected(peer_id(other), now))
+
+    def _disconnected(self, letter: str, other: str) -> None:
+        if self.machines[letter].peer is not None:
+            self._apply(self.machines[letter], lambda peer, now: peer.disconnected(peer_id(other), now))
 
     def do_disk(self, letter: str, mode: str) -> None:
         self._machine(letter).manual = mode == "manual"
@@ -497,7 +520,7 @@ class World:
             self._write(machine, persist)
             self._tell(f"{letter}'s disk has {self._frames(persist)}")
             self._release(machine)
-            self._apply(machine, lambda peer, now, p=persist: peer.complete(p.id, Done(), now))
+            self._complete(machine, persist)
 
     def do_fail(self, letter: str) -> None:
         machine = self._machine(letter)
@@ -509,9 +532,8 @@ class World:
         for persist in machine.pending:
             self.say(f"{letter} loses {self._frames(persist)}")
         machine.peer = None
-        for other in self.machines.values():
-            if other.peer is not None:
-                self._apply(other, lambda peer, now: peer.disconnected(peer_id(letter), now))
+        for other in self.machines:
+            self._disconnected(other, letter)
 
     def do_restart(self, letter: str) -> None:
         machine = self._machine(letter)
@@ -523,7 +545,9 @@ class World:
 
     def do_propose(self, letter: str, count: str = "1") -> None:
         for _ in range(int(count)):
-            self._propose(letter, scripted_round(self._peer(self._machine(letter)).agreement.voter.ledger.height))
+            self._propose(
+                letter, scripted_round(self._peer(self._machine(letter)).agreement.voter.ledger.height)
+            )
 
     def do_change(self, letter: str, *new: str) -> None:
         current = self._peer(self._machine(letter)).agreement.committee.voters
@@ -628,6 +652,10 @@ class World:
         inject X->Y notice TERM grants A B~X         proof of a term, by these signers
         inject X->Y pre-vote? TERM [transfer-by B~X T]  X stands (with a transfer of term T)
         inject X->Y vote? TERM grants A B            X stands in a term that these grants prove
+        inject X->Y transfer C A~B                   X hands the term's duty to C, in A's name, signed by B
+        inject X->Y grant                            X grants the pre-vote of Y's next term, whatever it heard
+        inject X->Y tell                             X sends what it has certified beyond Y (no lie, only unasked)
+        inject X->Y vote                             X votes for the candidate Y, whatever it voted before
         inject X->Y append TERM                      X orders, without showing a right to
         inject X->Y ack HEIGHT by B~X                an acknowledgement in another's name
         inject X->Y chain HEIGHT TERM by C signed A C  a certified opening after Y's record below HEIGHT
@@ -635,7 +663,7 @@ class World:
         source, target = way.split("->")
         voter = self._peer(self._machine(source)).agreement.voter
         ledger = voter.ledger
-        message: msgspec.Struct
+        message: msgspec.Struct | None
         if what == "garbage":
             self._arrive(source, target, b"\xff" * 40)
             return
@@ -649,9 +677,30 @@ class World:
             term = int(words[0])
             grants = Grants(self._grants(term, source, words[2:]))
             message = VoteRequest(term, grants, ledger.last, voter.last_votes())
+        elif what == "transfer":
+            message = TransferRequest(self._transfer(words[1], voter.term, words[0]))
+        elif what == "grant":
+            other = self._peer(self._machine(target)).agreement.voter
+            grant = authority_of(source).sign(Grant(other.term + 1, other.me, voter.me))
+            message = PreVoteReply(other.term + 1, grant)
+        elif what == "tell":
+            start = self._peer(self._machine(target)).agreement.voter.ledger.certified + 1
+            message = self._peer(self._machine(source)).agreement.replication.certified_from(start)
+            assert message is not None, f"{source} has nothing certified from {start} on"
+        elif what == "vote":
+            other = self._peer(self._machine(target)).agreement.voter
+            vote = Vote(other.term, other.me, other.voted_last, voter.me)
+            message = VoteReply(other.term, authority_of(source).sign(vote))
         elif what == "append":
+            above = int(words[2]) if words[1:] else ledger.height
             message = Append(
-                int(words[0]), 150_000_000, ledger.height, ledger.hashes[-1], (), ledger.newest_certificate, None
+                int(words[0]),
+                150_000_000,
+                above,
+                ledger.hashes[above] if above <= ledger.height else bytes(32),
+                (),
+                ledger.newest_certificate,
+                None,
             )
         elif what == "ack":
             height, (named, signer) = int(words[0]), words[2].split("~")
@@ -733,6 +782,8 @@ class World:
                     if other != machine.letter and (machine.letter, other) not in self.cuts:
                         self.queues.setdefault((machine.letter, other), deque()).append(effect.data)
             elif isinstance(effect, Emit):
+                if self.events_only and effect.event in COMMON_EVENTS and not peer.agreement.is_coordinator:
+                    continue
                 fields = " ".join(f"{key}={self._value(value)}" for key, value in effect.fields.items())
                 self.say(f"  {machine.letter}: {effect.event} {fields}".rstrip())
             elif isinstance(effect, Halt):
@@ -740,7 +791,10 @@ class World:
             else:
                 self._tell(f"  {machine.letter} asks for {effect}")
         for persist in done:
-            self._apply(machine, lambda peer, now, p=persist: peer.complete(p.id, Done(), now))
+            self._complete(machine, persist)
+
+    def _complete(self, machine: Machine, persist: Persist) -> None:
+        self._apply(machine, lambda peer, now: peer.complete(persist.id, Done(), now))
 
     def _write(self, machine: Machine, persist: Persist) -> None:
         assert persist.id > machine.durable, "writes are numbered and run in order"
@@ -829,7 +883,9 @@ class World:
             return f"{len(data)} bytes of garbage"
         match message:
             case PreVoteRequest():
-                transfer = f", transfer by {letter_of(message.transfer.coordinator)}" if message.transfer else ""
+                transfer = (
+                    f", transfer by {letter_of(message.transfer.coordinator)}" if message.transfer else ""
+                )
                 last = f"{message.last.height}@{message.last.term}"
                 return f"pre-vote? term {message.term} last {last}{transfer}"
             case PreVoteReply():
@@ -844,7 +900,11 @@ class World:
             case TransferRequest():
                 return f"transfer of term {message.transfer.term} to {letter_of(message.transfer.target)}"
             case Append():
-                records = " [" + ", ".join(self._record(r) for r in message.records) + "]" if message.records else ""
+                records = (
+                    " [" + ", ".join(self._record(r) for r in message.records) + "]"
+                    if message.records
+                    else ""
+                )
                 certified = message.certificate.height if message.certificate else 0
                 proof = f", {self._proof(message.proof)}" if message.proof else ""
                 return f"append term {message.term} after {message.previous_height}{records} certified {certified}{proof}"

@@ -1,6 +1,6 @@
 """Every script under tests/scripts is a test: the peers say what the script says they say.
 
-    UPDATE_SCRIPTS=1 pytest tests/test_scripts.py        writes what they say now into the scripts: read the difference
+UPDATE_SCRIPTS=1 pytest tests/test_scripts.py        writes what they say now into the scripts: read the difference
 """
 
 import os

@@ -253,6 +253,10 @@ class Membership:
         if peer in self._entries:
             self._detector.watch(peer, interval_ns, now)
 
+    def watched(self) -> list[str]:
+        """Peers of which heartbeats are expected."""
+        return self._detector.watched()
+
     def unwatch(self, peer: str) -> list[Changed]:
         """Expect no more heartbeats; their silence is forgotten."""
         self._detector.unwatch(peer)

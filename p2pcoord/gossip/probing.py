@@ -17,7 +17,7 @@ Theory of operation
     alive    our probe failed; a suspicion or death heard from another        suspect  Suspect
     suspect  an ack (direct or relayed) of a ping sent after it began         alive    Alive
     suspect  a higher incarnation (from itself, or in its signed record)      alive    Alive
-    suspect  the suspicion's time is over                                     dead     Dead
+    suspect  the suspicion's time is over, and it did not answer us either    dead     Dead
     dead     a higher incarnation; a direct ack                               alive    Alive
 
     Only a round trip or a higher incarnation clears a suspicion: that it speaks is not enough, a peer that sends and
@@ -25,8 +25,8 @@ Theory of operation
     record is the refutation, and travels with our messages (`records_of`).
 
     Suspicion's time is long for one accuser and falls to its minimum as independent ones confirm (Lifeguard). A death
-    that others report shortens it likewise, and no more: rumors are not signed, so nobody dies of what others say before
-    it had the time to refute. Who does not hear its peers slows down and accuses later (the local health multiplier):
+    that others report shortens it likewise, and no more. Rumors are not signed, so nobody dies of what others say: who has
+    not failed a probe of ours gets one when its time is over (SWIM would believe the rumor). Who does not hear its peers slows down and accuses later (the local health multiplier):
     mostly the fault is its own.
 
     Rumors (suspect, dead) ride on the messages above, each lambda * log(n) times, the least sent first; a suspect always
@@ -191,14 +191,15 @@ class RaiseIncarnation(Output, frozen=True):
 class _Suspicion:
     """Why a member is suspect, and until when."""
 
-    __slots__ = ("began", "confirmed", "deadline", "least_ns", "most_ns", "origins")
+    __slots__ = ("asked", "began", "confirmed", "deadline", "least_ns", "most_ns", "origins")
 
     def __init__(self, now: int, least_ns: int, most_ns: int) -> None:
         self.began = now
         self.least_ns = least_ns
         self.most_ns = most_ns
         self.origins: dict[str, None] = {}
-        self.confirmed = False
+        self.confirmed = False  # another declared it dead
+        self.asked = False  # its time is over and our own last probe is under way
         self.deadline = now + most_ns
 
 
@@ -269,6 +270,7 @@ class Prober:
         self._members: dict[str, _Member] = {}
         self._dead_count = 0
         self._round: list[str] = []  # the members in this round's order; the gone are skipped
+        self._refuted_ahead: dict[Rumor, None] = {}
         self._place = 0
         self._dead_place = 0
         self._health = 0
@@ -343,8 +345,19 @@ class Prober:
         member.incarnation = incarnation
         if member.state is State.ALIVE:
             return []
+        was_dead = member.state is State.DEAD
         self._spread_record(peer)
-        return self._revive(member)
+        outputs = self._revive(member)
+        # Accusations of this very incarnation that came before it hold; those of the ones before are refuted.
+        later = [rumor for rumor in member.heard if rumor.incarnation >= incarnation]
+        member.heard = {rumor: None for rumor in later if rumor.incarnation > incarnation}
+        for rumor in later:
+            if rumor.incarnation == incarnation:
+                outputs += self._receive_rumor(rumor, now)
+        # The refutation may be older than the death that it arrives after: ask.
+        if was_dead and len(self._probes) < MAX_PROBES:
+            outputs += self._probe(member, now)
+        return outputs
 
     def connection_closed(self, peer: str, now: int) -> list[Output]:
         """A hint that the peer may be gone: it is probed now, out of turn."""
@@ -367,7 +380,7 @@ class Prober:
     ) -> list[Output]:
         """A ping: answered with an ack, whoever sent it."""
         outputs = self._hear(sender, incarnation, rumors, now)
-        return [*outputs, SendAck(*self._carry(sender, sequence, self._refuted(rumors)), subject=self._own)]
+        return [*outputs, SendAck(*self._answer(sender, sequence, rumors), subject=self._own)]
 
     def receive_ping_request(
         self, sender: str, sequence: int, incarnation: int, target: str, rumors: Sequence[Rumor], now: int
@@ -405,6 +418,7 @@ class Prober:
         proven = sender == subject or member.state is State.SUSPECT
         began = member.suspicion.began if member.suspicion else 0
         if member.state is not State.ALIVE and proven and probe.started >= began:
+            member.heard.clear()  # whoever accuses it again is to be heard
             outputs += self._revive(member)
         return outputs
 
@@ -477,6 +491,7 @@ class Prober:
                 # Refutations were missed too: everybody gets the least time anew.
                 suspicion.deadline = max(suspicion.deadline + now - due, now + suspicion.least_ns)
                 suspicion.began += now - due
+                suspicion.asked = False
                 self._set(suspicion.deadline, _Timer.SUSPICION, member.peer)
 
     def _restart(self, now: int) -> None:
@@ -522,8 +537,7 @@ class Prober:
         if kind is _Timer.RELAY:
             relay = self._relays.pop(int(key))
             return [SendNack(*self._carry(relay.requester, relay.sequence), subject=relay.target)]
-        member = self._members[key]
-        return self._declare_dead(member)
+        return self._condemn(self._members[key], now)
 
     def _scaled(self, duration_ns: int) -> int:
         return duration_ns * (1 + self._health)
@@ -642,13 +656,15 @@ class Prober:
             return self._refute(rumor)
         member = self._members.get(rumor.peer)
         # An incarnation above the one known is no proof that it exists; as an accusation it counts all the same.
-        if member is None or member.state is State.DEAD or rumor.incarnation < member.incarnation:
+        if member is None or rumor.incarnation < member.incarnation:
             return []
-        if rumor in member.heard:
+        if rumor in member.heard and rumor.origin != self._own:
             return []
-        if len(member.heard) >= MAX_HEARD:
+        if rumor not in member.heard and len(member.heard) >= MAX_HEARD:
             del member.heard[next(iter(member.heard))]
         member.heard[rumor] = None
+        if member.state is State.DEAD:
+            return []
         outputs: list[Output] = []
         if member.suspicion is None:
             member.state = State.SUSPECT
@@ -658,13 +674,16 @@ class Prober:
         suspicion = member.suspicion
         wanted = self._confirmations()
         # The first accuser and `wanted` more are passed on; whoever comes after them brings nothing.
-        if rumor.origin not in suspicion.origins and len(suspicion.origins) <= wanted:
+        room = len(suspicion.origins) <= wanted or rumor.origin == self._own
+        if rumor.origin not in suspicion.origins and room:
             suspicion.origins[rumor.origin] = None
             self._spread(rumor)
         elif rumor.dead and not suspicion.confirmed:
             self._spread(rumor)
         suspicion.confirmed = suspicion.confirmed or rumor.dead
         confirmations = wanted if suspicion.confirmed else len(suspicion.origins) - 1
+        if suspicion.asked and self._own not in suspicion.origins:
+            return outputs  # its answer to us decides
         # Never before now: what is overdue counts as slept through.
         suspicion.deadline = max(now, suspicion.began + _suspicion_ns(suspicion, confirmations, wanted))
         self._set(suspicion.deadline, _Timer.SUSPICION, member.peer)
@@ -681,8 +700,13 @@ class Prober:
         return _Suspicion(now, least_ns, least_ns * self._settings.suspicion_max_multiplier)
 
     def _refute(self, rumor: Rumor) -> list[Output]:
-        if rumor.incarnation < self._incarnation:
+        if rumor.incarnation < self._incarnation or rumor in self._refuted_ahead:
             return []  # refuted already
+        if rumor.incarnation > self._incarnation:
+            # An incarnation we never had: someone guessed ahead. It costs one step, however often it comes.
+            self._refuted_ahead[rumor] = None
+            if len(self._refuted_ahead) > MAX_HEARD:
+                del self._refuted_ahead[next(iter(self._refuted_ahead))]
         if self._incarnation >= MAX_COUNTER:
             raise LocalError("incarnations are used up: this key cannot go on")
         self._incarnation += 1
@@ -697,6 +721,19 @@ class Prober:
         member.suspicion = None
         self._drop_broadcasts(member.peer, rumors_only=True)
         return [Alive(member.peer, member.incarnation)]
+
+    def _condemn(self, member: _Member, now: int) -> list[Output]:
+        """A suspicion's time is over: it dies if it did not answer us either; else it is asked first."""
+        suspicion = member.suspicion
+        if suspicion is None:
+            raise LocalError(f"{member.peer} is condemned without a suspicion")
+        if self._own in suspicion.origins or suspicion.asked:
+            return self._declare_dead(member)
+        outputs = self._probe(member, now)  # none if one is open: its verdict is awaited too
+        suspicion.asked = True
+        suspicion.deadline = self._probes[self._probed[member.peer]].verdict_at + 1
+        self._set(suspicion.deadline, _Timer.SUSPICION, member.peer)
+        return outputs
 
     def _declare_dead(self, member: _Member) -> list[Output]:
         member.state = State.DEAD
@@ -761,12 +798,24 @@ class Prober:
         behind = (rumor.peer for rumor in rumors[:MAX_RUMORS] if rumor.incarnation < known.get(rumor.peer, 0))
         return tuple(dict.fromkeys(behind))[:MAX_RECORDS]
 
-    def _carry(
-        self, to: str, sequence: int, first: tuple[str, ...] = ()
+    def _answer(
+        self, to: str, sequence: int, heard: Sequence[Rumor]
     ) -> tuple[str, int, int, tuple[Rumor, ...], tuple[str, ...]]:
-        """The parts of a Carrier; records of `first` go along before those whose turn it is."""
+        """The parts of an ack to who said `heard`: what it missed goes along first."""
         rumors, records_of = self.gossip(to)
-        return to, sequence, self._incarnation, rumors, tuple(dict.fromkeys((*first, *records_of)))
+        # Who suspects late whom all others hold dead would wait for confirmations in vain.
+        dead = [
+            Rumor(rumor.peer, rumor.incarnation, self._own, True)
+            for rumor in heard[:MAX_RUMORS]
+            if self.state(rumor.peer) is State.DEAD and rumor.peer != to and not rumor.dead
+        ]
+        rumors = tuple(dict.fromkeys((*rumors[:1], *dead, *rumors[1:])))[:MAX_RUMORS]
+        records = dict.fromkeys((*self._refuted(heard), *records_of))
+        return to, sequence, self._incarnation, rumors, tuple(records)
+
+    def _carry(self, to: str, sequence: int) -> tuple[str, int, int, tuple[Rumor, ...], tuple[str, ...]]:
+        rumors, records_of = self.gossip(to)
+        return to, sequence, self._incarnation, rumors, records_of
 
 
 def _suspicion_ns(suspicion: _Suspicion, confirmations: int, wanted: int) -> int:

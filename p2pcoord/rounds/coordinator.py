@@ -85,7 +85,8 @@ class RoundCoordinator:
         self.attempt: Attempt | None = None
         self.attempt_name = b""
         self.number = 0
-        self.lost: set[str] = set()
+        self.lost: dict[str, str] = {}
+        """Members left out of further attempts of this round, and why."""
         self.result: Result | None = None
         self.reports: dict[str, tuple[ContentRef, bool]] = {}
         self.shares: dict[str, Share] = {}
@@ -109,6 +110,9 @@ class RoundCoordinator:
         """This peer coordinates: first find out what the members have of the round its predecessor may have begun."""
         self.active = True
         self._clear(now)
+        if self.over:
+            self.phase = Phase.COMPLETED
+            return
         self._enter(Phase.INITIALIZATION, now)
         self._ask_members(now)
 
@@ -212,7 +216,7 @@ class RoundCoordinator:
         self._initialize(now)
 
     def _initialize(self, now: int) -> None:
-        living = [member for member in self.setting.roster.members if self.setting.alive(member)]
+        living = [member for member in self.setting.roster.members if self.setting.fit(member)]
         waiting = [member for member in living if member not in self._reoffered]
         if waiting and now < self._phase_at + REOFFER_WINDOW_NS:
             self._ask_members(now)
@@ -359,11 +363,11 @@ class RoundCoordinator:
             self._reassign_of_the_dead(now)
         elif self.attempt is not None and self.result is None and self.phase is Phase.AGGREGATION:
             for member in self.attempt.tree.members:
-                if not self.setting.alive(member) and self._needed(member):
-                    self._lose(member, "died", now)
+                if not self.setting.fit(member) and self._needed(member):
+                    self._lose(member, "unreachable", now)
         elif self.phase is Phase.MODEL_UPDATE and self.result is not None and not self.reports:
-            if not self.setting.alive(self.result.sender):
-                self._lose(self.result.sender, "died with the result", now)
+            if not self.setting.fit(self.result.sender):
+                self._lose(self.result.sender, "unreachable with the result", now)
 
     def _reassign_of_the_dead(self, now: int) -> None:
         plan = self.plan
@@ -437,7 +441,7 @@ class RoundCoordinator:
         }
 
     def _counts(self, member: str) -> bool:
-        return self.setting.alive(member) and self.setting.roster.is_member(member)
+        return self.setting.fit(member) and self.setting.roster.is_member(member)
 
     # Aggregation
 
@@ -450,7 +454,7 @@ class RoundCoordinator:
         if not usable or len(usable) < rules.minimum_share * assigned:
             self._enter(Phase.GRADIENT_COLLECTION, now)
             self._waiting_since = now
-            self.lost = {member for member in self.lost if not setting.alive(member)}
+            self.lost = {member: why for member, why in self.lost.items() if not setting.alive(member)}
             self._reassign_of_the_dead(now)
             return
         self.number += 1
@@ -495,7 +499,7 @@ class RoundCoordinator:
     def _lose(self, member: str, reason: str, now: int) -> None:
         if member in self.lost:
             return
-        self.lost.add(member)
+        self.lost[member] = reason
         self.setting.outbox.emit("lost", peer=member, reason=reason, attempt=self.number)
         if self._replan_at is None:
             self._replan_at = now + BATCH_LOSSES_NS
@@ -524,13 +528,26 @@ class RoundCoordinator:
         if culprit in related and self._needed(culprit):
             self._lose(culprit, message.reason, now)
 
+    def _replan(self, now: int) -> None:
+        """The losses are in: a new attempt, unless all were links that have come back meanwhile."""
+        self._replan_at = None
+        back = {
+            member
+            for member, reason in self.lost.items()
+            if reason.startswith("unreachable") and self.setting.fit(member)
+        }
+        for member in back:
+            del self.lost[member]
+        if self.attempt is not None and any(member in self.attempt.tree for member in self.lost):
+            self._attempt(now)
+
     def on_progress(self, sender: str, message: Progress, now: int) -> None:
         if self.active and message.attempt == self.attempt_name and self.attempt is not None:
             self._heard_at = now
 
     def _keep_attempt_alive(self, now: int) -> None:
         if self._replan_at is not None and now >= self._replan_at:
-            self._attempt(now)
+            self._replan(now)
             return
         if now < self._heard_at + STALL_NS or self.attempt is None:
             return
@@ -706,7 +723,7 @@ class RoundCoordinator:
             return
         self._started_at = now
         self._enter(Phase.INITIALIZATION, now)
-        living = [member for member in self.setting.roster.members if self.setting.alive(member)]
+        living = [member for member in self.setting.roster.members if self.setting.fit(member)]
         self._plan(self._deal(living), now)
 
     def status(self) -> dict[str, Any]:

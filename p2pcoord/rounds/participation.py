@@ -21,11 +21,16 @@ import msgspec
 from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record, Round
 from p2pcoord.identity import Authority
 
-# Members in one record: 512 admissions of about 100 bytes fit a body (64 KiB) with room to spare.
-MAX_ADMISSIONS = 512
+# Changes in one record: the largest admission (a name of 64 four-byte letters) has 360 bytes, and 128 of them fit a body
+# (64 KiB) with room to spare.
+MAX_ADMISSIONS = 128
 
 # A name is for people; the peer id is what counts.
 MAX_NAME_LENGTH = 64
+
+# An Ed25519 peer id has 52 letters, a proof is one HMAC-SHA256. In an open run nothing else bounds what a joiner sends.
+MAX_PEER_ID_LENGTH = 64
+MAX_PROOF_BYTES = 32
 
 _JOIN_DOMAIN = b"p2pcoord join 1\x00"
 
@@ -75,6 +80,11 @@ class Roster:
         """Those that count now, in order of admission."""
         return tuple(peer for peer in self._members if not self.excluded(peer))
 
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """All members, those that are excluded for a time included, in order of admission."""
+        return tuple(self._members)
+
     def is_member(self, peer: str) -> bool:
         return peer in self._members and not self.excluded(peer)
 
@@ -109,6 +119,8 @@ class Roster:
         if len(body.admitted) + len(body.left) + len(body.excluded) > MAX_ADMISSIONS:
             return "too many changes in one record"
         for admission in body.admitted:
+            if len(admission.peer) > MAX_PEER_ID_LENGTH or len(admission.proof) > MAX_PROOF_BYTES:
+                return f"no admission: a peer id of {len(admission.peer)} letters, a proof of {len(admission.proof)} bytes"
             if len(admission.name) > MAX_NAME_LENGTH:
                 return f"the name of {admission.peer} is too long"
             if self.is_member(admission.peer):

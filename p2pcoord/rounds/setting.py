@@ -61,6 +61,7 @@ class Setting:
         *,
         incarnation: int,
         alive: Callable[[str], bool],
+        fit: Callable[[str], bool],
         send: Callable[[str, msgspec.Struct], None],
         ask_records: Callable[[str, int], None],
         retry: Callable[[int], None],
@@ -73,7 +74,9 @@ class Setting:
         self.rules = rules
         self.incarnation = incarnation
         self.alive = alive
-        """Whether a peer lives and can be reached from here, by what the detectors know now."""
+        """Whether a peer is not known to be gone, by what the detectors know now: its work is waited for."""
+        self.fit = fit
+        """Whether it is alive beyond suspicion and can be reached: new work, and bytes, may rest on it."""
         self.send = send
         self.ask_records = ask_records
         self.retry = retry

@@ -1,0 +1,288 @@
+"""What must hold after every event, whatever the network, the disks and a liar do.
+
+    chain        one record per height is certified, each follows the one before, everywhere the same
+    certificate  a quorum of the committee at its height signed it: counted here anew, from the chain, by other code
+    durable      who signed a certificate has the record on its disk, until the disk is lost
+    coordinator  one a term
+    vote         one a term, also across restarts: of the votes that left a machine or that an opening shows
+    acknowledged one record per term and height and voter, and only in the voter's own, persisted term
+    term         rises by one at a time: who enters a higher one found a quorum of the one before
+    version      v follows v-1 from its state, has one state; an assignment counts once
+    back         what a peer holds certified never shrinks; after a restart it is at least what its disk held
+    side         a record born during a cut is certified by the side that has a quorum, and its signers are on that side
+    log          recovery gives back every frame that was synced
+    halt         no peer stops
+
+They look at peers from outside and keep their own account, so they cost little: most events change nothing that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2pcoord.consensus.ledger import (
+    Acknowledgement,
+    Certificate,
+    CommitteeChange,
+    Opening,
+    Record,
+    Round,
+    Vote,
+)
+from p2pcoord.consensus.voter import AnyFrame, Appended, Certified, Role, Standing, Truncated
+from p2pcoord.identity import signed_bytes, statement_hash
+from p2pcoord.messages import AppendReply, VoteReply, decode_message
+from p2pcoord.peer import Peer
+from p2pcoord.wire import decode
+from simulations.signatures import Keyring
+
+if TYPE_CHECKING:
+    from simulations.machine import Machine
+
+SETTLE_NS = 1_000_000_000
+"""After a cut begins, what was on its way before has arrived."""
+
+
+class Violation(msgspec.Struct, frozen=True):
+    at_ns: int
+    invariant: str
+    detail: str
+
+
+class DiskAccount(msgspec.Struct):
+    """What one machine's log holds durably."""
+
+    records: list[bytes]
+    """Names by height."""
+    term: int = 0
+    certified: int = 0
+
+
+class Invariants:
+    """The account of one world. `violations` is empty as long as all is well."""
+
+    def __init__(
+        self, keyring: Keyring, run: bytes, genesis: Record, machines: Mapping[str, Machine]
+    ) -> None:
+        self.now = 0
+        self.violations: list[Violation] = []
+        self.chain: list[Record] = [genesis]
+        self.names: list[bytes] = [statement_hash(run, genesis.header)]
+        self.committed_at: list[int] = [0]
+        """When each height was first certified anywhere."""
+        self.version = 0
+        self.version_at = 0
+        self.certificates = 0
+        self._state = b""
+        self._counted: dict[tuple[int, int], int] = {}
+        founder = genesis.header.coordinator
+        self._committees: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = [(0, (founder,), ())]
+        self._keyring = keyring
+        self._run = run
+        self._machines = machines
+        self._coordinators: dict[int, str] = {}
+        self._votes: dict[tuple[str, int], tuple[str, bytes]] = {}
+        self._acknowledged: dict[tuple[str, int, int], bytes] = {}
+        self._checked: set[tuple[int, frozenset[str]]] = set()
+        self._seen: dict[str, tuple[int, int]] = {}
+        """Machine -> (life, certified height)."""
+        self._disks: dict[str, DiskAccount] = {}
+        self._top_term = 0
+        self._born: dict[bytes, int] = {}
+        self.sides: tuple[int, Mapping[str, int]] | None = None
+        """Since when, and machine -> side, while the network is split in two."""
+        self._frames: dict[bytes, AnyFrame] = {}
+
+    def violated(self, invariant: str, detail: str) -> None:
+        self.violations.append(Violation(self.now, invariant, detail))
+
+    # After every input
+
+    def observe(self, machine: Machine, peer: Peer) -> None:
+        """Looks at a peer that has just had an input."""
+        voter = peer.agreement.voter
+        if voter.term > self._top_term:
+            if voter.term > self._top_term + 1:
+                self.violated("term", f"{machine.name} jumps to {voter.term}, {self._top_term} was the highest")
+            self._top_term = voter.term
+        if voter.role is Role.COORDINATOR:
+            known = self._coordinators.setdefault(voter.term, machine.id)
+            if known != machine.id:
+                self.violated("coordinator", f"{machine.name} and {known} coordinate term {voter.term}")
+        life, height = self._seen.get(machine.id, (0, 0))
+        certified = voter.ledger.certified
+        if (life, height) == (machine.life, certified):
+            return
+        if life == machine.life and certified < height:
+            self.violated("back", f"{machine.name} went from height {height} to {certified}")
+        self._seen[machine.id] = (machine.life, certified)
+        # A restart is compared in whole; else only what is new.
+        start = height + 1 if life == machine.life else 1
+        self._certified(machine, peer, start, certified)
+
+    def _certified(self, machine: Machine, peer: Peer, start: int, certified: int) -> None:
+        ledger = peer.agreement.voter.ledger
+        for height in range(start, certified + 1):
+            if height < len(self.names):
+                if ledger.hashes[height] != self.names[height]:
+                    self.violated("chain", f"{machine.name} certified another record at height {height}")
+            else:
+                self._extend(ledger.records[height])
+        certificate = ledger.certificates.get(certified)
+        if certificate is not None:
+            self._check_certificate(machine, certificate)
+        elif certified > 0:
+            self.violated("certificate", f"{machine.name} has none for height {certified}")
+
+    def _extend(self, record: Record) -> None:
+        header, body = record.header, record.body
+        height = len(self.chain)
+        if header.previous != self.names[-1] or header.height != height:
+            self.violated("chain", f"record {height} does not follow the certified one before")
+        self.chain.append(record)
+        self.names.append(statement_hash(self._run, header))
+        self.committed_at.append(self.now)
+        known = self._coordinators.setdefault(header.term, header.coordinator)
+        if known != header.coordinator:
+            self.violated("coordinator", f"{header.coordinator} and {known} in term {header.term}")
+        if isinstance(body, CommitteeChange):
+            self._committees.append((height, body.committee.voters, body.committee.outgoing))
+        elif isinstance(body, Opening):
+            for vote in body.votes:
+                self._vote(vote)
+        elif isinstance(body, Round):
+            self._round(body)
+
+    def _round(self, body: Round) -> None:
+        if body.version != self.version + 1:
+            self.violated("version", f"{body.version} certified after {self.version}")
+        if body.parent != self._state and self.version > 0:
+            self.violated("version", f"{body.version} was not made from the state of {self.version}")
+        for counted in body.contributors:
+            slot = (counted.origin_round, counted.assignment)
+            if slot in self._counted:
+                self.violated("version", f"{slot} counts in {self._counted[slot]} and in {body.version}")
+            self._counted[slot] = body.version
+        self.version, self._state, self.version_at = body.version, body.state, self.now
+
+    def _check_certificate(self, machine: Machine, certificate: Certificate) -> None:
+        height = certificate.height
+        signers = frozenset(voter for voter, _ in certificate.signatures)
+        if (height, signers) in self._checked:
+            return
+        self._checked.add((height, signers))
+        self.certificates += 1
+        if certificate.record != self.names[height]:
+            self.violated("certificate", f"{machine.name}: of another record at height {height}")
+        for ack in certificate.acknowledgements():
+            if not self._keyring.verify(ack.voter, signed_bytes(self._run, ack), ack.signature):
+                self.violated("certificate", f"{ack.voter} did not sign the one at height {height}")
+            signer = self._machines.get(ack.voter)
+            if signer is not None and not signer.gone and not self._holds(ack.voter, height):
+                self.violated("durable", f"{signer.name} signed height {height} and has it on no disk")
+        _, voters, outgoing = next(c for c in reversed(self._committees) if c[0] <= height)
+        if not _majority(voters, signers) or (outgoing and not _majority(outgoing, signers)):
+            self.violated("certificate", f"{machine.name}: no quorum at height {height}: {sorted(signers)}")
+        self._check_side(machine, certificate, signers)
+
+    def _check_side(self, machine: Machine, certificate: Certificate, signers: frozenset[str]) -> None:
+        if self.sides is None:
+            return
+        since, side_of = self.sides
+        if self._born.get(certificate.record, 0) < since + SETTLE_NS:
+            return
+        sides = {side_of[signer] for signer in signers if signer in side_of}
+        if len(sides) > 1:
+            self.violated("side", f"{machine.name}: height {certificate.height} is certified across the cut")
+
+    # The disk
+
+    def written(self, frames: Iterable[bytes]) -> None:
+        """A machine asks for frames to be written."""
+        for data in frames:
+            frame = self._frame(data)
+            if isinstance(frame, Appended):
+                self._born.setdefault(statement_hash(self._run, frame.record.header), self.now)
+
+    def _frame(self, data: bytes) -> AnyFrame:
+        frame = self._frames.get(data)
+        if frame is None:
+            if len(self._frames) > 4096:
+                self._frames.clear()
+            frame = self._frames[data] = decode(data, AnyFrame)  # type: ignore[arg-type]  # a union
+        return frame
+
+    def synced(self, machine: Machine, frames: Iterable[bytes]) -> None:
+        """Frames of a machine are durable now."""
+        account = self._disks.setdefault(machine.id, DiskAccount([]))
+        for data in frames:
+            self._account(account, self._frame(data))
+
+    def _account(self, account: DiskAccount, frame: AnyFrame) -> None:
+        if isinstance(frame, Appended):
+            account.records.append(statement_hash(self._run, frame.record.header))
+        elif isinstance(frame, Truncated):
+            del account.records[frame.height + 1 :]
+        elif isinstance(frame, Standing):
+            account.term = max(account.term, frame.term)
+        elif isinstance(frame, Certified):
+            account.certified = max(account.certified, frame.certificate.height)
+
+    def _holds(self, machine: str, height: int) -> bool:
+        account = self._disks.get(machine)
+        return account is not None and height < len(account.records) and (
+            account.records[height] == self.names[height]
+        )
+
+    def restarting(self, machine: Machine) -> None:
+        """The machine's log was recovered (perhaps with more than had been synced), its peer is about to start."""
+        before = self._disks.get(machine.id, DiskAccount([]))
+        account = self._disks[machine.id] = DiskAccount([])
+        for data in machine.disk.synced:
+            self._account(account, self._frame(data))
+        if account.certified < before.certified or account.term < before.term:
+            self.violated("back", f"{machine.name} came back with less than its disk held")
+
+    def restarted(self, machine: Machine, peer: Peer) -> None:
+        """Its peer has started."""
+        account = self._disks[machine.id]
+        voter = peer.agreement.voter
+        if voter.ledger.certified < account.certified or voter.term < account.term:
+            self.violated("back", f"{machine.name} forgot what its disk holds")
+
+    # What is said
+
+    def spoken(self, machine: Machine, data: bytes) -> None:
+        """A message leaves a machine."""
+        if b"vote-reply" in data[:16]:
+            reply = decode_message(data)
+            if isinstance(reply, VoteReply) and reply.vote is not None:
+                self._vote(reply.vote)
+        elif b"appended" in data[:16]:
+            answer = decode_message(data)
+            if isinstance(answer, AppendReply):
+                for ack in answer.acknowledgements:
+                    self._acknowledgement(machine, ack)
+
+    def _vote(self, vote: Vote) -> None:
+        given = (vote.candidate, vote.last)
+        known = self._votes.setdefault((vote.voter, vote.term), given)
+        if known != given:
+            self.violated("vote", f"{vote.voter} voted twice in term {vote.term}")
+
+    def _acknowledgement(self, machine: Machine, ack: Acknowledgement) -> None:
+        known = self._acknowledged.setdefault((ack.voter, ack.term, ack.height), ack.record)
+        if known != ack.record:
+            self.violated("acknowledged", f"{machine.name}: two records in term {ack.term}, height {ack.height}")
+        account = self._disks.get(machine.id)
+        if account is not None and ack.term < account.term:
+            self.violated(
+                "acknowledged", f"{machine.name}: a record of term {ack.term} while its own is {account.term}"
+            )
+
+
+def _majority(voters: Collection[str], signers: Collection[str]) -> bool:
+    return 2 * len([voter for voter in voters if voter in signers]) > len(voters)

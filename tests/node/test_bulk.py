@@ -1,0 +1,427 @@
+"""Fetching content from several peers: what arrives is right whoever lies, stalls, refuses or dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import pytest
+import trio
+from libp2p.io.exceptions import IOException
+
+from node.bulk import (
+    TRANSFER,
+    FetchError,
+    FetchReport,
+    MemorySink,
+    Readable,
+    decode_manifest,
+    encode_manifest,
+    fetch,
+    serve,
+)
+from node.identity_key import IdentityKey
+from node.libp2p_transport import Libp2pTransport, open_transport
+from node.streams import HEADER
+from node.transport_events import Disconnected
+from node.transport_guard import write_within
+from p2pcoord.content import CHUNK_BYTES, ContentRef, Manifest, manifest_of
+from p2pcoord.errors import LocalError, RemoteError
+
+CONTENT = os.urandom(7 * CHUNK_BYTES + 12_345)
+REF = manifest_of(CONTENT).ref
+
+
+class Held:
+    """Content in memory, served with an optional twist per chunk."""
+
+    def __init__(self, content: bytes = CONTENT, twist: Callable[[int, bytes], bytes] | None = None) -> None:
+        self.content = content
+        self.twist = twist
+        self.asked: list[int] = []
+
+    def manifest(self) -> Manifest:
+        return manifest_of(self.content)
+
+    def read_chunk(self, index: int) -> bytes:
+        self.asked.append(index)
+        chunk = self.content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        return self.twist(index, chunk) if self.twist else chunk
+
+
+class Sinks:
+    """Makes one MemorySink and keeps it."""
+
+    def __init__(self) -> None:
+        self.made: list[MemorySink] = []
+
+    def __call__(self, manifest: Manifest) -> MemorySink:
+        self.made.append(MemorySink(manifest))
+        return self.made[0]
+
+    @property
+    def content(self) -> bytes:
+        (sink,) = self.made
+        return sink.content()
+
+
+@asynccontextmanager
+async def fetcher_and_sources(
+    *readables: Readable | None,
+) -> AsyncIterator[tuple[Libp2pTransport, list[Libp2pTransport]]]:
+    """A fetcher connected to one source for each readable (None: a source that has nothing)."""
+    async with AsyncExitStack() as stack:
+
+        async def opened() -> Libp2pTransport:
+            return await stack.enter_async_context(
+                open_transport(
+                    IdentityKey.generate(),
+                    ["/ip4/127.0.0.1/tcp/0"],
+                    hello=b"",
+                    check_hello=lambda peer, hello: None,
+                    session=os.urandom(8),
+                )
+            )
+
+        fetcher = await opened()
+        sources = []
+        for readable in readables:
+            source = await opened()
+            serve(source, lambda peer, root, held=readable: held)  # type: ignore[misc]
+            await fetcher.connect(source.peer_id, source.addresses())
+            sources.append(source)
+        yield fetcher, sources
+
+
+def ids(sources: list[Libp2pTransport]) -> list[str]:
+    return [source.peer_id for source in sources]
+
+
+@pytest.mark.trio
+async def test_two_sources_share_the_work_and_every_byte_is_accounted_for() -> None:
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(), Held()) as (fetcher, sources):
+            sinks, seen = Sinks(), []
+            report = await fetch(
+                fetcher, REF, ids(sources), sinks, lambda done, size: seen.append((done, size))
+            )
+            assert sinks.content == CONTENT
+            assert set(report.bytes_by_source) == set(ids(sources))
+            assert sum(report.bytes_by_source.values()) == len(CONTENT)
+            assert report.bad_sources == {}
+            assert report.seconds > 0
+            assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+            assert seen[0] == (0, len(CONTENT))
+            assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1])
+async def test_any_size_arrives(size: int) -> None:
+    content = os.urandom(size)
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(content)) as (fetcher, sources):
+            sinks = Sinks()
+            await fetch(fetcher, manifest_of(content).ref, ids(sources), sinks)
+            assert sinks.content == content
+
+
+@pytest.mark.trio
+async def test_a_wrong_chunk_names_its_source_and_is_fetched_elsewhere() -> None:
+    def flipped(index: int, chunk: bytes) -> bytes:
+        return chunk if index % 2 else bytes([chunk[0] ^ 1]) + chunk[1:]
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(twist=flipped), Held()) as (fetcher, sources):
+            liar, honest = ids(sources)
+            sinks = Sinks()
+            report = await fetch(fetcher, REF, [liar, honest], sinks)
+            assert sinks.content == CONTENT
+            assert set(report.bad_sources) == {liar}
+            assert "bad_chunk" in report.bad_sources[liar]
+            assert fetcher.counters.of(liar) == {"bad_chunk": 1}
+            assert fetcher.is_connected(liar)  # what it costs besides is decided elsewhere
+            assert sum(report.bytes_by_source.values()) == len(CONTENT)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    "twist",
+    [
+        lambda i, chunk: chunk[:-1],
+        lambda i, chunk: b"",
+        lambda i, chunk: chunk + b"x" if i == 7 else chunk[1:],
+    ],
+)
+async def test_a_chunk_of_the_wrong_length_is_a_wrong_chunk(twist: Callable[[int, bytes], bytes]) -> None:
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(twist=twist), Held()) as (fetcher, sources):
+            sinks = Sinks()
+            report = await fetch(fetcher, REF, ids(sources), sinks)
+            assert sinks.content == CONTENT
+            assert set(report.bad_sources) == {sources[0].peer_id}
+
+
+@pytest.mark.trio
+async def test_a_manifest_that_does_not_have_the_root_is_not_believed() -> None:
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(os.urandom(len(CONTENT))), Held()) as (fetcher, sources):
+            sinks = Sinks()
+            report = await fetch(fetcher, REF, ids(sources), sinks)
+            assert sinks.content == CONTENT
+            assert "bad_manifest" in report.bad_sources[sources[0].peer_id]
+
+
+@pytest.mark.trio
+async def test_when_no_source_is_left_each_ones_reason_is_told() -> None:
+    def broken(index: int, chunk: bytes) -> bytes:
+        raise LocalError("the disk changed it")
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(
+            None, Held(twist=broken), Held(twist=lambda i, chunk: bytes(len(chunk)))
+        ) as (fetcher, sources):
+            nothing, unreadable, liar = ids(sources)
+            stranger = IdentityKey.generate().peer_id
+            sinks = Sinks()
+            with pytest.raises(FetchError) as failed:
+                await fetch(fetcher, REF, [nothing, unreadable, liar, stranger], sinks)
+            reasons = failed.value.reasons
+            assert reasons[nothing] == "not here, or not for you"
+            assert reasons[unreadable] == "not readable any more"
+            assert "bad_chunk" in reasons[liar]
+            assert reasons[stranger] == "not connected"
+            assert set(failed.value.bad_sources) == {liar}
+            assert all(peer in str(failed.value) for peer in reasons)
+            with pytest.raises(FetchError, match="no source is known"):
+                await fetch(fetcher, REF, [], sinks)
+
+
+@pytest.mark.trio
+async def test_a_source_that_stalls_loses_its_chunks_to_another() -> None:
+    stuck = threading.Event()
+
+    def stall(index: int, chunk: bytes) -> bytes:
+        stuck.wait(5)
+        return chunk
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(twist=stall), Held()) as (fetcher, sources):
+            sinks = Sinks()
+            started = trio.current_time()
+            report = await fetch(fetcher, REF, ids(sources), sinks, stall_s=3)
+            assert trio.current_time() - started < 2.5  # before the stall is declared: idle sources ask again
+            assert report.bytes_by_source == {sources[1].peer_id: len(CONTENT)}
+            sinks = Sinks()
+            with pytest.raises(FetchError, match=r"sent nothing for 0\.3 s"):
+                await fetch(fetcher, REF, ids(sources[:1]), sinks, stall_s=0.3)
+            stuck.set()
+
+
+@pytest.mark.trio
+async def test_a_source_added_while_fetching_is_used_and_a_fast_one_carries_more() -> None:
+    def slow(index: int, chunk: bytes) -> bytes:
+        time.sleep(0.3)
+        return chunk
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(twist=slow), Held()) as (fetcher, sources):
+            live, sinks = [sources[0].peer_id], Sinks()
+
+            async def add() -> None:
+                await trio.sleep(0.4)
+                live.append(sources[1].peer_id)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(add)
+                report = await fetch(fetcher, REF, live, sinks)
+            assert sinks.content == CONTENT
+            assert report.bytes_by_source[sources[1].peer_id] > report.bytes_by_source[sources[0].peer_id]
+
+
+@pytest.mark.trio
+async def test_a_sink_that_has_part_of_it_already_gets_the_rest_only() -> None:
+    held = Held()
+    sink = MemorySink(held.manifest())
+    for index in (0, 3, 7):
+        sink.write(index, held.read_chunk(index))
+    held.asked.clear()
+    with trio.fail_after(20):
+        async with fetcher_and_sources(held) as (fetcher, sources):
+            seen: list[int] = []
+            report = await fetch(
+                fetcher, REF, ids(sources), lambda _: sink, lambda done, size: seen.append(done)
+            )
+            assert sink.content() == CONTENT
+            assert sorted(held.asked) == [1, 2, 4, 5, 6]
+            assert sum(report.bytes_by_source.values()) == 5 * CHUNK_BYTES
+            assert seen[0] == len(CONTENT) - 5 * CHUNK_BYTES
+            again = await fetch(fetcher, REF, ids(sources), lambda _: sink)
+            assert again.bytes_by_source == {}
+
+
+@pytest.mark.trio
+async def test_a_sink_that_fails_ends_the_fetch_with_its_own_error() -> None:
+    class FullDisk(MemorySink):
+        def write(self, index: int, chunk: bytes) -> None:
+            raise LocalError("the disk is full")
+
+    def cannot(manifest: Manifest) -> MemorySink:
+        raise LocalError("no room for it")
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(), Held()) as (fetcher, sources):
+            with pytest.raises(LocalError, match="the disk is full"):
+                await fetch(fetcher, REF, ids(sources), FullDisk)
+            with pytest.raises(LocalError, match="no room for it"):
+                await fetch(fetcher, REF, ids(sources), cannot)
+            assert fetcher.counters.total == 0
+
+
+@pytest.mark.trio
+async def test_cancelling_keeps_what_arrived_and_the_link_unharmed() -> None:
+    def slow(index: int, chunk: bytes) -> bytes:
+        time.sleep(0.1)
+        return chunk
+
+    with trio.fail_after(30):
+        async with fetcher_and_sources(Held(twist=slow)) as (fetcher, sources):
+            sinks = Sinks()
+            for _ in range(3):
+                with trio.move_on_after(0.35) as scope:
+                    await fetch(fetcher, REF, ids(sources), sinks)
+                assert scope.cancelled_caught
+            (first, *_) = sinks.made
+            assert 0 < len(first.missing) < 8
+            report = await fetch(fetcher, REF, ids(sources), lambda _: first)
+            assert first.content() == CONTENT
+            assert sum(report.bytes_by_source.values()) < len(CONTENT)
+            assert fetcher.is_connected(sources[0].peer_id)
+            assert fetcher.counters.total == sources[0].counters.total == 0
+
+
+@pytest.mark.trio
+async def test_permission_is_asked_for_each_chunk() -> None:
+    allowed = [True]
+    with trio.fail_after(20):
+        async with fetcher_and_sources(None) as (fetcher, sources):
+            asked: list[tuple[str, bytes]] = []
+
+            def lookup(peer: str, root: bytes) -> Readable | None:
+                asked.append((peer, root))
+                return Held() if allowed[0] and root == REF.root else None
+
+            serve(sources[0], lookup)
+
+            def withdraw(done: int, size: int) -> None:
+                if done >= 2 * CHUNK_BYTES:
+                    allowed[0] = False
+
+            with pytest.raises(FetchError, match="not for you"):
+                await fetch(fetcher, REF, ids(sources), Sinks(), withdraw)
+            assert set(asked) == {(fetcher.peer_id, REF.root)}
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("bad_request", HEADER.pack(16, 3) + b"abc"),
+        ("bad_request", HEADER.pack(17, 36) + REF.root + b"\xff\xff\xff\xff"),
+        ("oversized", HEADER.pack(16, 1 << 31)),
+        ("unknown_kind", HEADER.pack(19, 0)),
+    ],
+)
+async def test_a_broken_request_is_counted_and_ends_its_stream_only(kind: str, data: bytes) -> None:
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held()) as (fetcher, sources):
+            stream = await fetcher.open_stream(sources[0].peer_id, TRANSFER)
+            await write_within(stream, data, 1)
+            with suppress(IOException):
+                while await stream.read(1024):
+                    pass
+            assert sources[0].counters.of(fetcher.peer_id) == {kind: 1}
+            sinks = Sinks()
+            await fetch(fetcher, REF, ids(sources), sinks)
+            assert sinks.content == CONTENT
+
+
+def test_a_manifest_survives_the_wire_and_a_broken_one_is_refused() -> None:
+    manifest = manifest_of(CONTENT)
+    data = encode_manifest(manifest)
+    assert decode_manifest(data) == manifest
+    for broken in (b"", data[:7], data[:-1], data + b"x"):
+        with pytest.raises(RemoteError):
+            decode_manifest(broken)
+
+
+SERVER = """
+import os, sys, time, trio
+from node.bulk import serve
+from node.identity_key import IdentityKey
+from node.libp2p_transport import open_transport
+from p2pcoord.content import CHUNK_BYTES, manifest_of
+content = sys.stdin.buffer.read()
+class Held:
+    def manifest(self): return manifest_of(content)
+    def read_chunk(self, index):
+        time.sleep(0.05)
+        return content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+async def main():
+    async with open_transport(IdentityKey.generate(), ["/ip4/127.0.0.1/tcp/0"], hello=b"", session=os.urandom(8),
+                              check_hello=lambda peer, hello: None) as transport:
+        serve(transport, lambda peer, root: Held())
+        print(transport.addresses()[0], flush=True)
+        while True:
+            await transport.receive()
+trio.run(main)
+"""
+
+
+@pytest.mark.trio
+async def test_a_source_process_killed_in_mid_transfer_costs_only_what_it_owed() -> None:
+    with trio.fail_after(40):
+        async with fetcher_and_sources(Held(twist=lambda i, chunk: (time.sleep(0.05), chunk)[1])) as (
+            fetcher,
+            sources,
+        ):
+            child = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            try:
+                assert child.stdin is not None
+                assert child.stdout is not None
+                await trio.to_thread.run_sync(child.stdin.write, CONTENT)
+                child.stdin.close()
+                address = (await trio.to_thread.run_sync(child.stdout.readline)).decode().strip()
+                victim = await fetcher.connect(None, [address])
+                killed_at: list[float] = []
+
+                def kill_halfway(done: int, size: int) -> None:
+                    if done > size // 3 and not killed_at:
+                        killed_at.append(trio.current_time())
+                        child.send_signal(signal.SIGKILL)
+
+                sinks = Sinks()
+                report: FetchReport = await fetch(
+                    fetcher, REF, [victim, sources[0].peer_id], sinks, kill_halfway
+                )
+                assert killed_at
+                print(f"from SIGKILL of a source to the end: {trio.current_time() - killed_at[0]:.2f} s")
+                assert sinks.content == CONTENT
+                assert sum(report.bytes_by_source.values()) == len(CONTENT)
+                assert report.bad_sources == {}
+                while not isinstance(event := await fetcher.receive(), Disconnected):
+                    pass
+                assert event.peer == victim
+                with pytest.raises(FetchError, match="not connected"):
+                    await fetch(fetcher, ContentRef(bytes(32), 5), [victim], Sinks())
+            finally:
+                child.kill()
+                child.wait()
+                assert child.stdout is not None
+                child.stdout.close()
