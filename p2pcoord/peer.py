@@ -170,7 +170,8 @@ class Peer:
         )
         rounds = Rounds(setting, self.agreement)
         slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
-        rounds.participant.restore(slots, contents)
+        ledger = self.agreement.voter.ledger
+        rounds.restore(ledger.records[: ledger.certified + 1], slots, contents, self._now)
         return rounds
 
     def alive(self, peer: str) -> bool:
@@ -223,12 +224,13 @@ class Peer:
         self.outbox.persist([Life(self.incarnation)])
         if self.settings.gossip:
             self._start_gossip(now)
-        if self.settings.rules is not None:
-            self.work = self._rounds(self.settings.rules, frames, restored.contents)
         ledger = self.agreement.voter.ledger
         known = ledger.records[: ledger.certified + 1]
         self.roster.apply(known)
-        self.work.certified(known, now)
+        if self.settings.rules is not None:
+            self.work = self._rounds(self.settings.rules, frames, restored.contents)
+        else:
+            self.work.certified(known, now)
         self._follow_members(now)
         self._request_at = self._catch_up_at = self._tend_at = now
         return self._finish(now)

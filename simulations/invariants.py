@@ -32,7 +32,8 @@ from p2pcoord.consensus.ledger import (
     Round,
     Vote,
 )
-from p2pcoord.consensus.voter import AnyFrame, Appended, Certified, Role, Standing, Truncated
+from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
+from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import signed_bytes, statement_hash
 from p2pcoord.messages import AppendReply, VoteReply, decode_message
 from p2pcoord.peer import Peer
@@ -94,7 +95,7 @@ class Invariants:
         self._born: dict[bytes, int] = {}
         self.sides: tuple[int, Mapping[str, int]] | None = None
         """Since when, and machine -> side, while the network is split in two."""
-        self._frames: dict[bytes, AnyFrame] = {}
+        self._frames: dict[bytes, PeerFrame] = {}
 
     def violated(self, invariant: str, detail: str) -> None:
         self.violations.append(Violation(self.now, invariant, detail))
@@ -207,12 +208,12 @@ class Invariants:
             if isinstance(frame, Appended):
                 self._born.setdefault(statement_hash(self._run, frame.record.header), self.now)
 
-    def _frame(self, data: bytes) -> AnyFrame:
+    def _frame(self, data: bytes) -> PeerFrame:
         frame = self._frames.get(data)
         if frame is None:
             if len(self._frames) > 4096:
                 self._frames.clear()
-            frame = self._frames[data] = decode(data, AnyFrame)  # type: ignore[arg-type]  # a union
+            frame = self._frames[data] = decode(data, PeerFrame)  # type: ignore[arg-type]  # a union
         return frame
 
     def synced(self, machine: Machine, frames: Iterable[bytes]) -> None:
@@ -221,7 +222,7 @@ class Invariants:
         for data in frames:
             self._account(account, self._frame(data))
 
-    def _account(self, account: DiskAccount, frame: AnyFrame) -> None:
+    def _account(self, account: DiskAccount, frame: PeerFrame) -> None:
         if isinstance(frame, Appended):
             account.records.append(statement_hash(self._run, frame.record.header))
         elif isinstance(frame, Truncated):

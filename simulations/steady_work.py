@@ -39,8 +39,6 @@ class Situation(msgspec.Struct, frozen=True):
     """What a world gives to the work of one peer."""
 
     random: Random
-    clock: Callable[[], int]
-    """The machine's own time."""
     open: Callable[[], bool]
     """Whether new rounds are wanted."""
 
@@ -67,7 +65,7 @@ class SteadyWork:
 
     # peer.Work
 
-    def check(self, record: Record, body: Round) -> str | None:
+    def check(self, record: Record, body: Round, now: int) -> str | None:
         version, state = self._last_in_log(record.header.height)
         if (body.version, body.parent) != (version + 1, state):
             return f"version {body.version} does not follow version {version} of this log"
@@ -79,7 +77,7 @@ class SteadyWork:
                 return f"{counted.contributor} is no member"
         if body.state != state_of(body.parent, body.version, body.attempt, body.contributors):
             return "another state comes out here"
-        return "" if self._here(body.state) else None
+        return "" if self._here(body.state, now) else None
 
     def certified(self, records: Sequence[Record], now: int) -> None:
         for record in records:
@@ -109,9 +107,14 @@ class SteadyWork:
         arrival = min((at for at in self._arrivals.values() if at), default=NEVER)
         return min(arrival, self._propose_at) if self._leads else arrival
 
-    def between_rounds(self) -> bool:
+    @property
+    def idle(self) -> bool:
         ledger = self._peer.agreement.voter.ledger
         return ledger.certified == ledger.height
+
+    @property
+    def reconfigurable(self) -> bool:
+        return self.idle
 
     # Making
 
@@ -145,8 +148,8 @@ class SteadyWork:
                 return record.body.version, record.body.state
         return 0, b""
 
-    def _here(self, state: bytes) -> bool:
+    def _here(self, state: bytes, now: int) -> bool:
         if state not in self._arrivals:
             missing = self._situation.random.random() < self._settings.missing
-            self._arrivals[state] = self._situation.clock() + self._settings.arrival_ns if missing else 0
+            self._arrivals[state] = now + self._settings.arrival_ns if missing else 0
         return self._arrivals[state] == 0

@@ -195,16 +195,18 @@ class World:
                 machine.name, SECRET, settings.committee_size, settings.rotation_rounds, settings.timing
             ),
         )
-        situation = Situation(
-            stream(self.seed, "work", name), lambda: machine.clock.read(self.now), lambda: self.open
-        )
+        situation = Situation(stream(self.seed, "work", name), lambda: self.open)
         peer.work = self._work(peer, situation)
         machine.peer = peer
         self._note(b"start", machine)
         self.invariants.restarting(machine)
-        self.feed(machine, "start", Restored(frames, derive(self.seed, "entropy", name)))
+        self.feed(machine, "start", self._restored(machine, frames, derive(self.seed, "entropy", name)))
         self.invariants.restarted(machine, peer)
         self.network.add(machine.id)
+
+    @staticmethod
+    def _restored(machine: Machine, frames: tuple[bytes, ...], entropy: bytes) -> Restored:
+        return Restored(frames, entropy, frozenset(machine.disk.content))
 
     def crash(self, machine: Machine) -> None:
         """Kills the machine: memory and what was under way are gone, the unsynced tail of the log is torn."""

@@ -248,12 +248,13 @@ def history(
     return genesis, ledger.records[1:], certificates
 
 
-def certificate_by(signers: str, record: Record) -> Certificate:
+def certificate_by(signers: Sequence[str], record: Record) -> Certificate:
+    """By these letters; "B~X" is B's place, signed by X."""
     header = record.header
     name = authority_of("A").hash(header)
     return certificate_of(
-        authority_of(letter).sign(Acknowledgement(header.term, header.height, name, peer_id(letter)))
-        for letter in signers
+        authority_of(x[-1]).sign(Acknowledgement(header.term, header.height, name, peer_id(x[0])))
+        for x in signers
     )
 
 
@@ -656,9 +657,9 @@ class World:
         inject X->Y grant                            X grants the pre-vote of Y's next term, whatever it heard
         inject X->Y tell                             X sends what it has certified beyond Y (no lie, only unasked)
         inject X->Y vote                             X votes for the candidate Y, whatever it voted before
-        inject X->Y append TERM                      X orders, without showing a right to
-        inject X->Y ack HEIGHT by B~X                an acknowledgement in another's name
-        inject X->Y chain HEIGHT TERM by C signed A C  a certified opening after Y's record below HEIGHT
+        inject X->Y append TERM [above HEIGHT]       X orders, without showing a right to
+        inject X->Y ack HEIGHT by B~X                X sends an acknowledgement
+        inject X->Y chain HEIGHT TERM by C signed A C  a certified opening after Y's record HEIGHT - 1
         """
         source, target = way.split("->")
         voter = self._peer(self._machine(source)).agreement.voter
@@ -704,21 +705,21 @@ class World:
             )
         elif what == "ack":
             height, (named, signer) = int(words[0]), words[2].split("~")
-            ack = Acknowledgement(voter.term, height, ledger.hashes[height], peer_id(named))
-            signed = authority_of(signer).sign(ack)
-            message = AppendReply(voter.term, True, height, ledger.certified, (signed,))
+            name = self._peer(self._machine(target)).agreement.voter.ledger.hashes[height]
+            ack = authority_of(signer).sign(Acknowledgement(voter.term, height, name, peer_id(named)))
+            message = AppendReply(voter.term, True, height, ledger.certified, (ack,))
         elif what == "chain":
-            height, term, by, signers = int(words[0]), int(words[1]), words[3], "".join(words[5:])
+            height, term, by, signers = int(words[0]), int(words[1]), words[3], words[5:]
             base = self._peer(self._machine(target)).agreement.voter.ledger
+            previous = base.hashes[height - 1]
             votes = tuple(
-                authority_of(x).sign(Vote(term, peer_id(by), base.hashes[height - 1], peer_id(x)))
-                for x in signers
+                authority_of(x[-1]).sign(Vote(term, peer_id(by), previous, peer_id(x[0]))) for x in signers
             )
             record = make_record(
                 authority_of(by),
                 height=height,
                 term=term,
-                previous=base.hashes[height - 1],
+                previous=previous,
                 committee=base.records[height - 1].header.committee,
                 body=Opening(votes),
             )
@@ -729,8 +730,7 @@ class World:
 
     def _grants(self, term: int, candidate: str, signers: Sequence[str]) -> tuple[Grant, ...]:
         return tuple(
-            authority_of(x.split("~")[-1]).sign(Grant(term, peer_id(candidate), peer_id(x.split("~")[0])))
-            for x in signers
+            authority_of(x[-1]).sign(Grant(term, peer_id(candidate), peer_id(x[0]))) for x in signers
         )
 
     def _transfer(self, by: str, term: int, target: str) -> Transfer:

@@ -430,7 +430,8 @@ class Ledger:
             raise RemoteError("bad_certificate", f"no quorum at height {certificate.height}")
 
     def check_no_fork(self, certificate: Certificate) -> None:
-        """Raises Fork when a quorum certified another record than ours at a height that is certified here."""
+        """Raises Fork when a quorum certified another record than ours at a height that is certified here, and RemoteError
+        when somebody only says so."""
         height = certificate.height
         if not 0 < height <= self.certified or self.hashes[height] == certificate.record:
             return
@@ -438,6 +439,7 @@ class Ledger:
             raise Fork(
                 f"two certificates at height {height}: {self.hashes[height].hex()[:16]} is certified here, {certificate}"
             )
+        raise RemoteError("bad_certificate", f"another record at certified height {height}, without a quorum")
 
     def certify(self, certificate: Certificate) -> list[Record]:
         """Extends the certified prefix; returns the records that it newly covers, oldest first.

@@ -26,6 +26,7 @@ from p2pcoord.consensus.election import NEVER, Election
 from p2pcoord.consensus.ledger import (
     Acknowledgement,
     AnyBody,
+    CommitteeChange,
     Opening,
     Record,
     Transfer,
@@ -134,13 +135,16 @@ class Replication:
         self._beat(now)
 
     def propose(self, body: AnyBody, now: int) -> int | None:
-        """Orders a record; its height, or None when this peer may not order now (not opened, handing over, too many)."""
+        """Orders a record; its height, or None when this peer may not order now (not opened, handing over, too many; a
+        committee change waits until all below it is certified)."""
         ledger = self.voter.ledger
         if (
             not self.opened
             or self.transferring is not None
             or ledger.height - ledger.certified >= MAX_UNCERTIFIED
         ):
+            return None
+        if isinstance(body, CommitteeChange) and ledger.certified < ledger.height:
             return None
         return self._order(body, now)
 
@@ -543,7 +547,10 @@ class Replication:
             return
         if not message.records or message.records[-1].header.height > certificate.height:
             raise RemoteError("gap", "records that their certificate does not cover")
-        if message.records[0].header.height > ledger.height + 1:
+        first = message.records[0].header
+        joins = ledger.holds(first.height - 1, first.previous)
+        if first.height > ledger.height + 1 or (first.height - 1 > ledger.certified and not joins):
+            # They begin beyond our log, or above records of ours that were never certified.
             self.ask(sender, now)
             return
         kept, added = ledger.adopt(message.records, certificate)

@@ -25,9 +25,9 @@ Theory of operation
     record is the refutation, and travels with our messages (`records_of`).
 
     Suspicion's time is long for one accuser and falls to its minimum as independent ones confirm (Lifeguard). A death
-    that others report shortens it likewise, and no more. Rumors are not signed, so nobody dies of what others say: who has
-    not failed a probe of ours gets one when its time is over (SWIM would believe the rumor). Who does not hear its peers slows down and accuses later (the local health multiplier):
-    mostly the fault is its own.
+    that others report shortens it likewise, and no more. Rumors are not signed, so nobody dies of what others say: who
+    has not failed a probe of ours gets one when its time is over (SWIM would believe the rumor). Who hears nobody at all
+    slows down and accuses later (the local health multiplier): mostly the fault is its own.
 
     Rumors (suspect, dead) ride on the messages above, each lambda * log(n) times, the least sent first; a suspect always
     hears first what is said of it. The dead are pinged now and then, or two healed halves would never meet.

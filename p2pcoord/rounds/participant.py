@@ -123,10 +123,17 @@ class Participant:
     # What was before
 
     def restore(self, slots: dict[tuple[int, int], ContributionHeader], contents: frozenset[bytes]) -> None:
-        """`contents`: roots of what the disk holds."""
+        """Takes up what an earlier life signed and stored, after its certified rounds were followed.
+
+        `contents`: roots of what the disk holds; what is of no use any more is let go.
+        """
         for slot, header in slots.items():
-            if header.content.root in contents:
+            if header.content.root in contents and slot[0] > self.version:
                 self.slots[slot] = header
+        useful = {self.state.root, *(header.content.root for header in self.slots.values())}
+        if old := tuple(sorted(contents - useful)):
+            self.setting.outbox.put(Discard(old))
+        contents &= useful
         self._content = dict.fromkeys(contents, "kept")
         self.held = self.state.root in contents
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.ledger import Record, Round
@@ -43,8 +44,27 @@ class Rounds:
         self.coordinator = RoundCoordinator(setting, agreement.replication, self.participant)
         self.tracker = StateTracker(setting.rules.state_zero.root)
         self.metrics = MetricsRing()
-        self.last_round: Round | None = None
         self.last_record: Record | None = None
+
+    def restore(
+        self,
+        records: Sequence[Record],
+        slots: dict[tuple[int, int], ContributionHeader],
+        contents: frozenset[bytes],
+        now: int,
+    ) -> None:
+        """Goes on from what an earlier life certified, signed and stored."""
+        for record in records:
+            if isinstance(record.body, Round):
+                self._follow(record, record.body, now)
+        self.participant.restore(slots, contents)
+        self.participant.settle(now)
+
+    def _follow(self, record: Record, body: Round, now: int) -> None:
+        self.participant.certified(body, now)
+        self.tracker.certified(body)
+        self.metrics.certified(body)
+        self.last_record = record
 
     # Work
 
@@ -54,15 +74,22 @@ class Rounds:
     def certified(self, records: Sequence[Record], now: int) -> None:
         rounds = [record for record in records if isinstance(record.body, Round)]
         for record in rounds:
-            body = record.body
-            assert isinstance(body, Round)
-            self.participant.certified(body, now)
-            self.tracker.certified(body)
-            self.last_round, self.last_record = body, record
-            metrics = self.metrics.certified(body)
+            assert isinstance(record.body, Round)
+            self._follow(record, record.body, now)
+            self._tell(record)
+        self.participant.settle(now)
+        if rounds and self.coordinator.active:
+            self.coordinator.certified(now)
+        self._follow_duty(now)
+        self.coordinator.tick(now)
+        self._rest()
+
+    def _tell(self, record: Record) -> None:
+        metrics = self.metrics.newest
+        if metrics is not None:
             self.setting.outbox.emit(
                 "commit",
-                version=body.version,
+                version=metrics.version,
                 term=record.header.term,
                 coordinator=record.header.coordinator,
                 loss=metrics.loss,
@@ -70,12 +97,6 @@ class Rounds:
                 contributors=list(metrics.contributors),
                 seconds=metrics.round_time,
             )
-        self.participant.settle(now)
-        if rounds and self.coordinator.active:
-            self.coordinator.certified(now)
-        self._follow_duty(now)
-        self.coordinator.tick(now)
-        self._rest()
 
     def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
         participant, coordinator = self.participant, self.coordinator

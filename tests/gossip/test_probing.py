@@ -233,10 +233,57 @@ def test_confirmations_shorten_a_suspicion_to_its_least_time_and_a_liars_death_d
     assert times == sorted(times, reverse=True)
     assert times[0] == 17.5  # with us, as it does not answer our probe either
     assert 5.0 <= times[2] < 8.0  # as soon as our probe fails
-    assert times[3:] == [5.0, 5.0]
-    assert dies_after([Rumor("a", 1, "b", True)]) == 5.0
+    assert all(5.0 <= time < 7.0 for time in times[3:])  # it is asked a last time
+    assert 5.0 <= dies_after([Rumor("a", 1, "b", True)]) < 7.0
     assert dies_after(accused[:1] * 8) == 17.5  # one voice, however often
     assert dies_after([*accused[:1], Rumor("a", 1, "invented", False), Rumor("a", 1, "me", False)]) == 17.5
+
+
+def test_nobody_who_answers_us_dies_of_what_others_say():
+    machine = prober("abcdefgh")
+    liars = [Rumor("a", 1, origin, dead) for origin in "bcdefgh" for dead in (False, True)]
+    machine.receive_rumors(liars[:8], 0)
+    machine.receive_rumors(liars[8:], 0)
+    outputs: list[Output] = []
+    while (now := machine.next_deadline()) < 30 * SECOND:
+        for output in machine.tick(now):
+            outputs.append(output)
+            if isinstance(output, SendPing):
+                outputs += machine.receive_ack(output.to, output.sequence, 1, output.to, (), now)
+    assert not only(outputs, Dead)
+    assert only(outputs, Alive) == [Alive("a", 1)]
+
+
+def test_a_suspicion_withdrawn_after_an_answer_can_be_raised_again_in_the_same_incarnation():
+    machine = prober("ab")
+    for _ in range(2):
+        assert machine.receive_rumors([Rumor("a", 1, "b", False)], 0) == [Suspect("a", 1, "b")]
+        (ping,) = machine.connection_opened("a", 0)
+        assert machine.receive_ack("a", ping.sequence, 1, "a", (), 0) == [Alive("a", 1)]
+
+
+def test_an_accusation_of_the_new_incarnation_outlives_the_refutation_of_the_old_one():
+    machine = prober("abcd")
+    machine.receive_rumors([Rumor("a", 1, "b", False)], 0)
+    machine.receive_rumors([Rumor("a", 2, "c", False)], 1)
+    assert machine.alive("a", 2, 2) == [Alive("a", 2), Suspect("a", 2, "c")]
+    assert machine.alive("a", 3, 3) == [Alive("a", 3)]
+
+
+def test_who_suspects_late_whom_all_others_hold_dead_hears_so_in_the_answer():
+    machine = prober("ab")
+    machine.receive_rumors([Rumor("a", 1, "b", True)], 0)
+    run_to(machine, 20 * SECOND)
+    assert machine.state("a") is State.DEAD
+    ack = machine.receive_ping("c", 1, 1, [Rumor("a", 1, "c", False)], 20 * SECOND)[-1]
+    assert Rumor("a", 1, "me", True) in ack.rumors
+
+
+def test_a_guessed_incarnation_costs_its_victim_one_step_however_often_it_comes():
+    machine = prober()
+    guess = Rumor("me", 2**31, "b", True)
+    outputs = [output for _ in range(50) for output in machine.receive_rumors([guess], 0)]
+    assert outputs == [RaiseIncarnation(2)]
 
 
 def test_a_rumor_is_passed_on_a_bounded_number_of_times():
@@ -275,7 +322,9 @@ def test_the_dead_are_pinged_now_and_then_and_only_their_own_answer_or_a_restart
     assert machine.alive("a", 1, 60 * SECOND) == []  # old gossip
     now = machine.next_deadline()
     assert machine.receive_ack("a", told[-1].sequence, 2, "a", (), now) == [Alive("a", 2)]
-    assert with_dead().alive("a", 2, now) == [Alive("a", 2)]
+    alive, ping = with_dead().alive("a", 2, now)
+    assert alive == Alive("a", 2)
+    assert isinstance(ping, SendPing)  # its record may be older than its death: it is asked
 
 
 def test_a_gap_kills_nobody_and_gives_everybody_the_least_time_anew():
@@ -286,7 +335,7 @@ def test_a_gap_kills_nobody_and_gives_everybody_the_least_time_anew():
     assert machine.state("a") is State.SUSPECT
     outputs = run_to(machine, now + 5 * SECOND - 1)
     assert not only(outputs, Dead)
-    assert {dead.peer for dead in only(run_to(machine, now + 8 * SECOND), Dead)} == set("abc")
+    assert {dead.peer for dead in only(run_to(machine, now + 20 * SECOND), Dead)} >= set("abc")
 
 
 def test_with_nobody_to_probe_nothing_is_due_and_the_first_member_is_no_gap():
@@ -416,8 +465,9 @@ def test_all_crashed_are_found_by_all_at_twenty_percent_loss():
         f"60 peers, 20% loss, 6 crashed: found by half after {times[len(times) // 2]:.1f} s, by all after {times[-1]:.1f} s; "
         f"false deaths {len(false)}"
     )
+    # A lone accuser's suspicion lasts 53 s among 60; then the last probe clears it.
     network.loss = 0.0
-    network.run(30)
+    network.run(60)
     assert all(
         network.probers[name].state(other) is State.ALIVE
         for name, other in itertools.permutations(survivors, 2)
