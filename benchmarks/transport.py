@@ -118,12 +118,12 @@ def raw_tcp_megabytes_per_s() -> float:
 async def measure_connecting(here: Libp2pTransport, peer: str, address: str) -> None:
     samples = []
     for _ in range(30):
+        here.disconnect(peer, "measuring")
+        await next_of(here, Disconnected)
         started = time.perf_counter()
         await here.connect(peer, [address])
         samples.append(time.perf_counter() - started)
         await next_of(here, Connected)
-        here.disconnect(peer, "measuring")
-        await next_of(here, Disconnected)
     print(f"connect (TCP, Noise, Yamux, hello):     {milliseconds(samples)}")
 
 

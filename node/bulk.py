@@ -13,7 +13,8 @@ Theory of operation
 
         a wrong chunk or manifest    the source is named in `bad_sources` and not asked again in this fetch
         no byte for `stall_s`        the source is given up, what it owed goes back into the pool
-        a lost connection, refusal   likewise
+        a refusal                    likewise
+        a lost connection            likewise, and it is asked again (MAX_TRIES) if it is connected (again)
         no source left               FetchError with what each of them did
 
     Near the end a slow source may hold the last chunks while the others are idle: an idle worker asks for what has been
@@ -79,6 +80,9 @@ WRITERS = 4
 
 # A chunk takes 10 ms on a fast link and 84 ms at 100 Mbit/s: who has owed one for so long is slow or in trouble.
 DOUBLE_S = 0.5
+
+# How often a source is begun with, when its connection was lost and is there again.
+MAX_TRIES = 3
 
 # How often a running fetch looks whether its list of sources has grown, and an idle source whether a chunk is overdue.
 POLL_S = 0.2
@@ -262,20 +266,23 @@ class _Fetch:
         self._wanted: deque[int] = deque()
         self._owed: dict[int, dict[str, float]] = {}  # chunk -> who was asked for it, and when
         self._done_bytes = 0
+        self._active: set[str] = set()
+        self._tries: Counter[str] = Counter()
+        self._given_up: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._changed = trio.Event()
         self._complete = trio.Event()
         self._failure: Exception | None = None
 
     async def run(self, sources: Iterable[str]) -> None:
-        begun: set[str] = set()
         async with trio.open_nursery() as nursery:
             while not self._complete.is_set() and self._failure is None:
-                for source in list(sources):
-                    if source not in begun:
-                        begun.add(source)
+                for source in dict.fromkeys(sources):
+                    if self._worth_asking(source):
+                        self._tries[source] += 1
+                        self._active.add(source)
                         nursery.start_soon(self._use, source)
-                if len(self._reasons) == len(begun):
+                if not self._active:
                     self._failure = FetchError(self._ref, self._reasons, self.bad_sources)
                     break
                 with trio.move_on_after(POLL_S):
@@ -283,6 +290,14 @@ class _Fetch:
             nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
+
+    def _worth_asking(self, source: str) -> bool:
+        if source in self._active or source in self._given_up:
+            return False
+        # A connection that was lost may be there again: replaced by another link, or redialled.
+        return not self._tries[source] or (
+            self._tries[source] < MAX_TRIES and self._transport.is_connected(source)
+        )
 
     async def _use(self, source: str) -> None:
         """Fetch from one source until everything is here or the source fails."""
@@ -292,19 +307,22 @@ class _Fetch:
             stream = await self._transport.open_stream(source, TRANSFER)
             await self._work(source, stream, owed)
         except RemoteError as error:
-            self.bad_sources[source] = self._reasons[source] = str(error)
-            self._transport.counters.count(error.kind, source)
+            self._reasons[source] = str(error)
+            self._given_up.add(source)
+            if error.kind != "unavailable":
+                self.bad_sources[source] = str(error)
+                self._transport.counters.count(error.kind, source)
         except trio.TooSlowError:
             self._reasons[source] = f"sent nothing for {self._stall_s:g} s"
-        except StreamEnded as error:
-            self._reasons[source] = str(error)
-        except IOException as error:
-            self._reasons[source] = f"connection lost ({type(error).__name__})"
+            self._given_up.add(source)
+        except (StreamEnded, IOException) as error:
+            self._reasons[source] = f"connection lost ({str(error) or type(error).__name__})"
         finally:
             for index in owed:
                 self._give_back(index, source)
             if stream is not None:
                 await end_stream(stream, gracefully=False)
+            self._active.discard(source)
             self._notify()
 
     async def _work(self, source: str, stream: NetStream, owed: deque[int]) -> None:
@@ -346,7 +364,7 @@ class _Fetch:
     async def _answer(self, reader: FrameReader, expected: int) -> bytes:
         kind, body = await reader.next(stall_s=self._stall_s)
         if kind == UNAVAILABLE:
-            raise StreamEnded(body.decode(errors="replace"))
+            raise RemoteError("unavailable", body.decode(errors="replace"))
         if kind != expected:
             raise RemoteError("bad_answer", f"a frame of kind {kind} instead of {expected}")
         return body

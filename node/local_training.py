@@ -69,7 +69,7 @@ Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
 
 
-class TrainingStopped(Exception):  # noqa: N818  # no error: somebody asked for it
+class TrainingStopped(Exception):  # no error: somebody asked for it
     """The request was cancelled between two batches."""
 
 
@@ -166,8 +166,7 @@ class ModelFiles:
         return math.sqrt(square), finite and math.isfinite(square)
 
     def _write_buffers(self, file: BinaryIO) -> None:
-        for spec in self._of("float_buffer"):
-            file.write(_float32(self.tensors[spec.name]).tobytes())
+        file.writelines(_float32(self.tensors[spec.name]).tobytes() for spec in self._of("float_buffer"))
         for spec in self._of("integer_buffer"):
             values = self.tensors[spec.name].detach().to("cpu", torch.int64).contiguous().numpy()
             file.write(values.astype("<i8", copy=False).tobytes())
@@ -488,7 +487,7 @@ class _Losses:
         return self._sum / self.samples if self.samples else 0.0
 
 
-class _complete_file:  # noqa: N801  # a context manager reads as a verb
+class _complete_file:  # a context manager reads as a verb
     """A binary file that appears under its name when the block ends well, and not at all otherwise.
 
     It is not synced: whoever asked for it stores it durably, or asks again.

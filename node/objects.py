@@ -160,6 +160,16 @@ class Objects(Directory):
         """Whether the object is complete here. Waits for nothing and does not read it: `check` does."""
         return self._sizes.get(ref.root) == ref.size_bytes
 
+    def ref_of(self, root: bytes) -> ContentRef | None:
+        """The ref of the complete object with this root; None when it is not here."""
+        with self._objects_lock:
+            size = self._sizes.get(root)
+        return None if size is None else ContentRef(root, size)
+
+    def file_of(self, ref: ContentRef) -> Path:
+        """Where the object lies, for programs that map it; it is never written again. Raises MissingObject."""
+        return self._object(ref)
+
     def put(self, buffer: "Buffer") -> ContentRef:
         """Store bytes (or a contiguous array, or a map) durably; return their ref. Raises StorageError."""
         octets = memoryview(buffer)

@@ -41,6 +41,13 @@ class Rejections:
             names[who] += number
         return dict(names)
 
+    def snapshot(self) -> dict[str, dict[str, int]]:
+        """kind -> who -> count."""
+        table: dict[str, dict[str, int]] = {}
+        for (kind, who), number in self._counts.items():
+            table.setdefault(kind, {})[who] = number
+        return table
+
     def of(self, who: str) -> dict[str, int]:
         """The counts of one peer id or address, by kind."""
         return {kind: number for (kind, name), number in self._counts.items() if name == who}

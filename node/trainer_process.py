@@ -88,7 +88,7 @@ _READ_BYTES: Final = 64 << 10
 A = TypeVar("A", bound=Body)
 
 
-class TrainerDied(P2PCoordError):  # noqa: N818  # an event, and caught as one
+class TrainerDied(P2PCoordError):  # an event, and caught as one
     """The trainer process ended while it was asked something, or before it was ready. Ask again."""
 
 

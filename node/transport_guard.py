@@ -303,8 +303,8 @@ class ConnectedSwarm(Swarm):
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         raise SwarmException(f"not connected to {peer_id}")
 
-    def _schedule_auto_connect(self) -> None:
-        pass
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        await self._notify("disconnected", conn)  # without the auto-connector, which would dial or take notes
 
 
 class QuietHost(BasicHost):

@@ -48,6 +48,12 @@ class Dial(Effect, frozen=True):
     addresses: tuple[str, ...]
 
 
+class AnswerStatus(Effect, frozen=True):
+    """Send a StatusReply with the status document to this peer."""
+
+    peer: str
+
+
 class Reach(Effect, frozen=True):
     """Can this peer be reached at these addresses, by a new connection? Done carries True or False."""
 

@@ -337,6 +337,28 @@ class Share(Message, frozen=True, tag="share"):
     failed: str = ""
 
 
+class GenesisRequest(Message, frozen=True, tag="genesis?"):
+    """What a joiner asks first: which run is this? Answered to those whose proof holds."""
+
+    admission: Admission
+
+
+class GenesisReply(Message, frozen=True, tag="genesis"):
+    genesis: Record
+
+
+class StatusRequest(Message, frozen=True, tag="status?"):
+    """For `p2pcoord status --peer`; answered to those whose proof holds."""
+
+    admission: Admission
+
+
+class StatusReply(Message, frozen=True, tag="status"):
+    """The status document, as JSON."""
+
+    document: bytes
+
+
 class ReachRequest(Message, frozen=True, tag="reach?"):
     """Can you dial me at these addresses? Who cannot be dialled is a leaf: it takes part, and never votes."""
 
@@ -361,6 +383,10 @@ AnyMessage = (
     | JoinRequest
     | JoinReply
     | LeaveRequest
+    | GenesisRequest
+    | GenesisReply
+    | StatusRequest
+    | StatusReply
     | ReachRequest
     | ReachReply
     | ExchangeRequest

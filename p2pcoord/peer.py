@@ -30,7 +30,7 @@ from p2pcoord.consensus.ledger import (
     Round,
 )
 from p2pcoord.consensus.voter import Timing
-from p2pcoord.effects import Done, Effect, Failed, Halt, Outcome, Reach
+from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Reach
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.frames import Life, PeerFrame, Slot
 from p2pcoord.gossip.gossip import Gossip
@@ -42,12 +42,15 @@ from p2pcoord.messages import (
     AnyMessage,
     Append,
     AppendReply,
+    GenesisReply,
+    GenesisRequest,
     JoinReply,
     JoinRequest,
     LeaveRequest,
     ReachReply,
     ReachRequest,
     RecordsRequest,
+    StatusRequest,
     decode_message,
 )
 from p2pcoord.outbox import Outbox
@@ -106,6 +109,8 @@ class PeerSettings(msgspec.Struct, frozen=True):
     """Addresses (multiaddr or host:port) to dial while this peer knows nobody."""
     profile: CapabilityProfile = CapabilityProfile()
     program_version: str = ""
+    trusted: tuple[int, bytes] | None = None
+    """(height, record) that the inviter had certified: a chain without it is refused."""
 
 
 class Work(Protocol):
@@ -210,6 +215,7 @@ class Peer:
             self.random("election"),
             timing=self.settings.timing,
             committee_size=self.settings.committee_size,
+            trusted=self.settings.trusted,
             check=self._check,
             certified=self._on_certified,
         )
@@ -317,13 +323,19 @@ class Peer:
             self.outbox.send(asker, ReachReply(isinstance(outcome, Done) and outcome.value is True))
         elif self.links is None or not self.links.complete(effect_id, outcome, now):
             self.work.complete(effect_id, outcome, now)
+            self.tell_own_state(now)
         return self._finish(now)
 
-    def progress(self, effect_id: int, now: int) -> list[Effect]:
-        """A long effect (Fetch, Train, Combine, Step, Validate) goes on: bytes moved, steps were made."""
+    def progress(
+        self, effect_id: int, now: int, *, step: int | None = None, loss: float | None = None
+    ) -> list[Effect]:
+        """A long effect (Fetch, Train, Combine, Step, Validate) goes on: bytes moved, or local steps were made."""
         if self.halted:
             return []
         self._now = now
+        if self.gossip is not None and step is not None:
+            before = self.work.participant.local_steps if isinstance(self.work, Rounds) else 0
+            self.gossip.update(now, local_step=before + step, local_loss=loss)
         self.work.progress(now)
         return self._finish(now)
 
@@ -464,6 +476,12 @@ class Peer:
                 self.outbox.emit("join-refused", by=sender, reason=message.refused)
         elif isinstance(message, LeaveRequest):
             self._on_leave_request(sender, message, now)
+        elif isinstance(message, GenesisRequest):
+            self._check_proof(message.admission, sender)
+            self.outbox.send(sender, GenesisReply(self.genesis))
+        elif isinstance(message, StatusRequest):
+            self._check_proof(message.admission, sender)
+            self.outbox.put(AnswerStatus(sender))
         elif isinstance(message, ReachRequest):
             number = self.outbox.new_id()
             self._reaching[number] = sender
@@ -471,9 +489,12 @@ class Peer:
         elif isinstance(message, ReachReply) and self.gossip is not None:
             self._on_reach_reply(sender, message, now)
 
+    def may_read(self, peer: str) -> bool:
+        """Strangers get nothing: ledger and content are for members, and for joiners that have shown their proof."""
+        return self.roster.is_member(peer) or peer in self._joiners
+
     def _check_may_read(self, sender: str) -> None:
-        """Strangers get nothing: the ledger is for members, and for joiners that have shown their proof."""
-        if not self.roster.is_member(sender) and sender not in self._joiners:
+        if not self.may_read(sender):
             raise RemoteError("stranger", "asks for records without having shown that it may join")
 
     def reject(self, sender: str, error: RemoteError) -> None:
@@ -482,6 +503,12 @@ class Peer:
         known = sender in by_peer or len(by_peer) < MAX_COUNTED_PEERS
         by_peer[sender if known else OTHERS] = by_peer.get(sender if known else OTHERS, 0) + 1
         self.outbox.emit("rejected", kind=error.kind, peer=sender, detail=error.detail)
+
+    def _check_proof(self, admission: Admission, sender: str) -> None:
+        """Raises RemoteError unless the sender shows, for itself, that it knows the run's secret."""
+        reason = "not its own" if admission.peer != sender else self.roster.proves(admission)
+        if reason:
+            raise RemoteError("wrong_secret", reason)
 
     def _on_reach_reply(self, sender: str, message: ReachReply, now: int) -> None:
         """Whether others can dial this peer: one that did is proof; one that could not may have its own reasons."""
@@ -512,13 +539,23 @@ class Peer:
                 self._request_at = now + REQUEST_INTERVAL_NS
 
     def _to_coordinator(self, message: AnyMessage) -> None:
-        """To the coordinator where it is known and connected, else to somebody who may know it."""
+        """To the coordinator where it is known and connected, else to a voter in turn: a member without a vote follows
+        announcements, and those do not say who coordinates now."""
         coordinator = self.agreement.voter.coordinator
         if coordinator == self.me:
             return
-        target = coordinator if coordinator in self.connections else self._some_connection()
-        if target:
-            self.outbox.send(target, message)
+        if coordinator in self.connections:
+            self.outbox.send(coordinator, message)
+        elif voters := [peer for peer in self.agreement.committee.everyone if peer in self.connections]:
+            self._next_source += 1
+            self.outbox.send(voters[self._next_source % len(voters)], message)
+
+    def _passes_on(self, sender: str, author: str) -> bool:
+        """Whether a request goes on from here: once from whoever got it from its author, and once more from a voter that
+        got it from a member without a vote. So it takes three steps at most, and never goes round."""
+        agreement = self.agreement
+        relayed_to_voter = agreement.voter.is_voter() and not agreement.voter.is_voter(sender)
+        return sender == author or (relayed_to_voter and agreement.voter.coordinator in self.connections)
 
     def _some_connection(self) -> str:
         """Each connection in turn; nobody when there is none."""
@@ -540,7 +577,7 @@ class Peer:
             self._joiners[admission.peer] = admission
         if self.agreement.is_coordinator:
             self._tend_at = min(self._tend_at, now)
-        elif sender == admission.peer and self.agreement.voter.coordinator in self.connections:
+        elif self._passes_on(sender, admission.peer):
             self._to_coordinator(message)
         if sender == admission.peer:
             self.outbox.send(sender, JoinReply(""))
@@ -555,7 +592,7 @@ class Peer:
         if self.agreement.is_coordinator:
             self._farewells[farewell.peer] = farewell
             self._tend_at = min(self._tend_at, now)
-        elif sender == farewell.peer:
+        elif self._passes_on(sender, farewell.peer):
             self._to_coordinator(message)
 
     # Records
@@ -592,6 +629,23 @@ class Peer:
                 self.outbox.announce(answer, after=self.agreement.voter.term_persist)
             self._tend_at = now
         self.work.certified(records, now)
+        self.tell_own_state(now)
+
+    def tell_own_state(self, now: int) -> None:
+        """Gossips which version this peer holds, and what its last training came to (coalesced to every few seconds)."""
+        if self.gossip is None or not isinstance(self.work, Rounds):
+            return
+        participant = self.work.participant
+        trained = participant.last_trained
+        self.gossip.update(
+            now,
+            last_sync=participant.version if participant.held else self.gossip.book.draft.last_sync,
+            base_version=participant.version,
+            queue_length=len(participant.plan.of(self.me)) if participant.plan else 0,
+            local_step=participant.local_steps,
+            local_loss=trained.loss if trained else None,
+            gradient_norm=trained.norm if trained else None,
+        )
 
     def _tell(self, record: Record) -> None:
         body = record.body

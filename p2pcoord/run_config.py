@@ -391,7 +391,8 @@ def parse_run_file(
     try:
         given = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: {error}", exit_code=2) from None
+        told = str(error).replace("(at end of document)", f"(in the statement of line {_broken_line(text)})")
+        raise UserError(f"{path}: {told}", exit_code=2) from None
 
     def refuse(key: Key, told: str) -> UserError:
         line = line_of(text, key)
@@ -486,7 +487,7 @@ def _overlay(defaults: dict[str, Any], base: dict[str, Any], given: Mapping[str,
     return result
 
 
-class _Wrong(Exception):
+class _Wrong(Exception):  # never leaves this module
     def __init__(self, key: Key, told: str) -> None:
         super().__init__(told)
         self.key = key
@@ -556,9 +557,15 @@ def _floats(value: Any, at: Key) -> Iterator[tuple[Key, float]]:
 
 
 def _typed(value: Any) -> str:
-    return {dict: "a table", list: "a list", str: "a string", bool: "a boolean"}.get(
-        type(value), f"a {type(value).__name__}"
-    )
+    words = {
+        dict: "a table",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
+    return words.get(type(value), f"a {type(value).__name__}")
 
 
 def _spoken(key: Key) -> str:
@@ -570,22 +577,35 @@ def _spoken(key: Key) -> str:
 def line_of(text: str, key: Key) -> int | None:
     """The line (from 1) on which the statement begins that sets `key`, or its nearest table that the file has. None when the
     file has no part of it."""
-    lines = text.splitlines(keepends=True)
     found, depth = None, 0
-    after = 0  # lines that belong to complete statements
+    for begin, table in _beginnings(text):
+        reached = _depth(table, key) if table is not None else 0
+        if reached > depth:
+            found, depth = begin, reached
+    return found
+
+
+def _broken_line(text: str) -> int:
+    """The line on which the statement begins that TOML's parser does not get to the end of."""
+    return max((begin for begin, table in _beginnings(text) if table is None), default=1)
+
+
+def _beginnings(text: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """For each line that ends a statement, the line on which that begins, and the file up to there. The rest that never
+    becomes a statement comes last, with None."""
+    lines = text.splitlines(keepends=True)
+    begin = 0
     for end in range(1, len(lines) + 1):
+        while begin < end - 1 and not lines[begin].split("#")[0].strip():
+            begin += 1  # blank lines and comments belong to nothing
         try:
             table = tomllib.loads("".join(lines[:end]))
         except tomllib.TOMLDecodeError:
             continue  # in the middle of a statement that spans lines
-        begin = after
-        while begin < end - 1 and not lines[begin].split("#")[0].strip():
-            begin += 1
-        after = end
-        reached = _depth(table, key)
-        if reached > depth:
-            found, depth = begin + 1, reached
-    return found
+        yield begin + 1, table
+        begin = end
+    if begin < len(lines):
+        yield begin + 1, None
 
 
 def _depth(table: Any, key: Key) -> int:

@@ -32,6 +32,7 @@ from p2pcoord.consensus.ledger import (
     Round,
     Vote,
 )
+from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
 from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import signed_bytes, statement_hash
@@ -99,6 +100,11 @@ class Invariants:
 
     def violated(self, invariant: str, detail: str) -> None:
         self.violations.append(Violation(self.now, invariant, detail))
+
+    def newest_committee(self) -> Committee:
+        """The last one certified anywhere."""
+        _, voters, outgoing = self._committees[-1]
+        return Committee(voters, outgoing)
 
     # After every input
 

@@ -31,6 +31,9 @@ from p2pcoord.messages import (
 )
 from p2pcoord.outbox import Outbox
 
+# A voter that leaves is replaced by a learner rather than dropped, if one gets ready in this time; who leaves waits up to 5 s.
+LEARNER_PATIENCE_NS = 3_000_000_000
+
 
 class Agreement:
     """Consensus of one peer. Inputs: receive, durable, tick; outputs go to the outbox."""
@@ -44,10 +47,13 @@ class Agreement:
         *,
         timing: Timing,
         committee_size: int,
+        trusted: tuple[int, bytes] | None = None,
         check: Callable[[Record], str | None],
         certified: Callable[[Sequence[Record], int], None],
     ) -> None:
-        self.voter = Voter(authority, outbox, genesis)
+        self._awaited: tuple[tuple[str, ...], int] = ((), 0)
+        """The committee whose learners are waited for, and until when."""
+        self.voter = Voter(authority, outbox, genesis, trusted)
         self.timing = timing
         self.committee_size = committee_size
         self.election = Election(self.voter, timing, random, elected=self._elected, behind=self._behind)
@@ -174,12 +180,27 @@ class Agreement:
         if len(ready) < len(wanted):
             # Not all learners are ready: go ahead with those that are, if they already make a better committee.
             able = [peer for peer in candidates if peer in ready]
-            wanted = wanted_voters(
-                self.committee, silent=silent, gone={*gone, *lost}, candidates=able, limit=self.committee_size
+            learning, wanted = (
+                wanted,
+                wanted_voters(
+                    self.committee,
+                    silent=silent,
+                    gone={*gone, *lost},
+                    candidates=able,
+                    limit=self.committee_size,
+                ),
             )
+            if len(wanted) < len(voters) and self._patient(learning, now):
+                return
         if wanted != voters:
             self.voter.outbox.emit("committee", voters=list(wanted), outgoing=list(voters))
             replication.propose(CommitteeChange(Committee(wanted, voters)), now)
+
+    def _patient(self, wanted: tuple[str, ...], now: int) -> bool:
+        """Whether learners of this committee may still become ready before it shrinks without them."""
+        if self._awaited[0] != wanted:
+            self._awaited = (wanted, now + LEARNER_PATIENCE_NS)
+        return now < self._awaited[1]
 
     def _silent_since(self, span_ns: int, now: int) -> set[str]:
         """Voters not heard for so long; one never heard in this term is silent since the term began."""

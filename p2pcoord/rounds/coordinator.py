@@ -151,12 +151,6 @@ class RoundCoordinator:
             term=self.setting.voter.term,
         )
 
-    def deadline(self) -> int | None:
-        """When the present phase gives up waiting, for status."""
-        if self.plan is None or not self.active:
-            return None
-        return self._waiting_since + self.plan.barrier_ns
-
     def tick(self, now: int) -> None:
         if not self.active or self.over:
             return
@@ -726,10 +720,12 @@ class RoundCoordinator:
         living = [member for member in self.setting.roster.members if self.setting.fit(member)]
         self._plan(self._deal(living), now)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, now: int) -> dict[str, Any]:
+        """For people: where the round stands, and how long it waits at most."""
+        deadline = self._waiting_since + self.plan.barrier_ns if self.plan is not None else None
         return {
             "number": self.participant.version + 1,
             "attempt": self.number,
             "phase": str(self.phase),
-            "arrived": sorted(header.contributor for header in self.headers.values()),
+            "deadline_s": None if deadline is None else max(deadline - now, 0) / 1e9,
         }

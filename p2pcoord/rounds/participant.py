@@ -105,6 +105,9 @@ class Participant:
         self.held = False
         self.plan: Plan | None = None
         self.slots: dict[tuple[int, int], ContributionHeader] = {}
+        self.local_steps = 0
+        """Optimizer steps made in this life."""
+        self.last_trained: Trained | None = None
         self.mismatches = 0
         """How often the state computed here was not the certified one; after the second this peer never acknowledges."""
         self._later_plan: tuple[str, PlanMessage] | None = None
@@ -229,6 +232,8 @@ class Participant:
             self._train(now)
             return
         trained = outcome.value
+        self.last_trained = trained
+        self.local_steps += trained.steps
         header = setting.authority.sign(
             ContributionHeader(
                 version,

@@ -30,6 +30,7 @@ from p2pcoord.messages import (
 from p2pcoord.metrics.training_metrics import MetricsRing
 from p2pcoord.rounds.coordinator import RoundCoordinator
 from p2pcoord.rounds.participant import Participant
+from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import StateTracker
 
@@ -183,5 +184,20 @@ class Rounds:
             self.over and self.setting.voter.ledger.certified == self.setting.voter.ledger.height
         )
 
-    def status(self) -> dict[str, Any]:
-        return self.coordinator.status()
+    def status(self, now: int) -> dict[str, Any]:
+        """The round as this peer sees it: the coordinator knows, a member infers it from what it was sent."""
+        if self.coordinator.active:
+            return self.coordinator.status(now)
+        participant = self.participant
+        attempt = participant.current
+        phase = Phase.COMPLETED
+        if not self.over:
+            phase = (
+                Phase.AGGREGATION
+                if attempt
+                else Phase.LOCAL_TRAINING
+                if participant.plan
+                else Phase.INITIALIZATION
+            )
+        number = attempt.number if attempt else 0
+        return {"number": participant.version + 1, "attempt": number, "phase": str(phase), "deadline_s": None}

@@ -13,10 +13,13 @@ from p2pcoord.content import ContentRef
 from p2pcoord.effects import Cancel, Effect, Outcome
 from p2pcoord.errors import LocalError
 from p2pcoord.identity import Authority
-from p2pcoord.optimization.optimizer import Optimizer, StepParameters
+from p2pcoord.optimization.learning_rate import Constant, learning_rate
+from p2pcoord.optimization.optimizer import Optimizer, StepParameters, configured
 from p2pcoord.outbox import Outbox
 from p2pcoord.rounds.participation import Roster
+from p2pcoord.run_config import RunConfig, derive_seed, run_id
 from p2pcoord.synchronization.bsp import StragglerPolicy
+from p2pcoord.workload import WorkloadPins
 
 # Effects a peer has in flight at a time. Fetches dominate: fan_out children and a state; 256 is far above any honest need.
 MAX_IN_FLIGHT = 256
@@ -43,6 +46,26 @@ class Rules(msgspec.Struct, frozen=True):
 
     def step_parameters(self, version: int) -> StepParameters:
         return self.optimizer.parameters(version, self.learning_rate(version))
+
+
+def rules_of(config: RunConfig, pins: WorkloadPins, state_zero: ContentRef) -> Rules:
+    """The rules that a run's config and pins amount to."""
+    rate = config.optimization.learning_rate
+    return Rules(
+        rounds=config.strategy.aggregation_rounds,
+        barrier_ns=int(config.synchronization.barrier_timeout_s * 1e9),
+        straggler_policy=StragglerPolicy(config.synchronization.straggler_policy),
+        minimum_share=config.participation.minimum_share,
+        mean=Mean(config.aggregation.weighted, config.aggregation.clip_norm),
+        fan_out=config.aggregation.fan_out,
+        optimizer=configured(config.optimization),
+        learning_rate=lambda version: learning_rate(Constant(), rate, version - 1),
+        train_length=pins.train.length if pins.train else 0,
+        validation_length=pins.validation.length if pins.validation else 0,
+        contribution_bytes=pins.layout.contribution_bytes,
+        state_zero=state_zero,
+        seed=derive_seed(run_id(config), "rounds"),
+    )
 
 
 Then = Callable[[Outcome, int], None]

@@ -254,6 +254,32 @@ def test_nobody_who_answers_us_dies_of_what_others_say():
     assert only(outputs, Alive) == [Alive("a", 1)]
 
 
+def test_an_answer_to_a_ping_from_before_the_suspicion_does_not_clear_it():
+    machine = prober("a")
+    ping, now = next_of(machine, SendPing)
+    machine.receive_rumors([Rumor("a", 1, "a", False)], now)  # nobody accuses itself
+    assert machine.state("a") is State.ALIVE
+    machine.add_member("b", 1, (), now)
+    machine.receive_rumors([Rumor("a", 1, "b", False)], now + 1)
+    assert machine.receive_ack("a", ping.sequence, 1, "a", (), now + 2) == []
+    assert machine.state("a") is State.SUSPECT
+
+
+def test_confirmations_that_come_late_end_a_suspicion_now_and_are_no_gap():
+    machine = prober("abcdefgh")
+    machine.receive_rumors([Rumor("a", 1, "b", False)], 0)
+    dead: list[Output] = []
+    while (now := machine.next_deadline()) < 16 * SECOND:
+        for output in machine.tick(now):
+            if isinstance(output, SendPing) and output.to != "a":
+                machine.receive_ack(output.to, output.sequence, 1, output.to, (), now)
+    now = 16 * SECOND
+    machine.receive_rumors([Rumor("a", 1, origin, True) for origin in "cde"], now)
+    assert machine.next_deadline() == now
+    dead += only(machine.tick(now), Dead)
+    assert dead == [Dead("a", 1)]
+
+
 def test_a_suspicion_withdrawn_after_an_answer_can_be_raised_again_in_the_same_incarnation():
     machine = prober("ab")
     for _ in range(2):

@@ -15,6 +15,7 @@ from p2pcoord.gossip.records import (
     MAX_OTHER_RECORDS,
     MAX_RECORD_BYTES,
     MAX_TOMBSTONES,
+    MAX_WANTED,
     CapabilityProfile,
     Equivocation,
     IncarnationRaised,
@@ -348,6 +349,16 @@ def test_an_answer_is_not_given_twice_in_a_moment_and_unasked_wishes_get_nothing
     assert mine.receive_syn("other", digest, SECOND + 1) == []
     assert mine.receive_syn("other", digest, 2 * SECOND)
     assert mine.receive_syn_ack("other", (), (Wanted("me", Stamp(0, 0)),), SECOND) == []
+
+
+def test_no_more_is_asked_for_than_an_answer_can_hold():
+    mine, other = book(), book("other")
+    members = [f"m{index}" for index in range(300)]
+    for each in (mine, other):
+        each.admit(members)
+    other.merge("x", map(record, members), 0)
+    (answer,) = mine.receive_syn("other", other.digest(), SECOND)
+    assert len(answer.wanted) == MAX_WANTED
 
 
 def test_an_impossible_digest_is_rejected():

@@ -191,10 +191,10 @@ async def test_when_no_source_is_left_each_ones_reason_is_told() -> None:
             with pytest.raises(FetchError) as failed:
                 await fetch(fetcher, REF, [nothing, unreadable, liar, stranger], sinks)
             reasons = failed.value.reasons
-            assert reasons[nothing] == "not here, or not for you"
-            assert reasons[unreadable] == "not readable any more"
+            assert reasons[nothing] == "unavailable: not here, or not for you"
+            assert reasons[unreadable] == "unavailable: not readable any more"
             assert "bad_chunk" in reasons[liar]
-            assert reasons[stranger] == "not connected"
+            assert reasons[stranger] == "connection lost (not connected)"
             assert set(failed.value.bad_sources) == {liar}
             assert all(peer in str(failed.value) for peer in reasons)
             with pytest.raises(FetchError, match="no source is known"):
@@ -241,6 +241,35 @@ async def test_a_source_added_while_fetching_is_used_and_a_fast_one_carries_more
                 report = await fetch(fetcher, REF, live, sinks)
             assert sinks.content == CONTENT
             assert report.bytes_by_source[sources[1].peer_id] > report.bytes_by_source[sources[0].peer_id]
+
+
+@pytest.mark.trio
+async def test_a_link_that_is_replaced_or_lost_and_made_again_costs_no_source() -> None:
+    def slow(index: int, chunk: bytes) -> bytes:
+        time.sleep(0.1)
+        return chunk
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(twist=slow), Held(twist=slow)) as (fetcher, sources):
+            replaced, lost = ids(sources)
+
+            async def disturb() -> None:
+                await trio.sleep(0.15)
+                # As when two peers dial each other at once: a second link, and the first is retired.
+                await fetcher._introductions.dial(replaced, sources[0].addresses())
+                for older in fetcher._links[replaced][:-1]:
+                    older.close("retired")
+                fetcher.disconnect(lost, "a hiccup")
+                await trio.sleep(0.1)
+                await fetcher.connect(lost, sources[1].addresses())
+
+            sinks = Sinks()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(disturb)
+                report = await fetch(fetcher, REF, [replaced, lost], sinks)
+            assert sinks.content == CONTENT
+            assert set(report.bytes_by_source) == {replaced, lost}
+            assert report.bad_sources == {}
 
 
 @pytest.mark.trio

@@ -1,0 +1,137 @@
+"""The status document (schema 1): what a node knows of itself and of the run, as plain values for JSON.
+
+A pure read of `Peer` and the driver; docs/commands.md lists the fields. `join_line` is filled in for the local socket only:
+the secret is in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pcoord.consensus.ledger import Round
+from p2pcoord.peer import Peer
+from p2pcoord.rounds.rounds import Rounds
+
+SCHEMA = 1
+
+
+def status_document(
+    peer: Peer,
+    run_id: bytes,
+    addresses: tuple[str, ...],
+    rejected: dict[str, dict[str, int]],
+    now: int,
+) -> dict[str, Any]:
+    """`rejected`: kind -> who -> count, of the transport; what the peer rejected is added. `now`: monotonic ns."""
+    rounds = peer.work
+    assert isinstance(rounds, Rounds)
+    agreement = peer.agreement
+    ledger = agreement.voter.ledger
+    tracker = rounds.tracker.state()
+    metrics = rounds.metrics.newest
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id.hex(),
+        "name": peer.settings.name,
+        "peer_id": peer.me,
+        "addresses": list(addresses),
+        "role": role_of(peer, peer.me),
+        "term": agreement.voter.term,
+        "coordinator": agreement.voter.coordinator or ledger.coordinator_of(ledger.last.term),
+        "version": rounds.participant.version,
+        "rounds": rounds.setting.rules.rounds,
+        "state_held": rounds.participant.held,
+        "lineage": ledger.hashes[ledger.certified].hex(),
+        "height": ledger.certified,
+        "round": rounds.status(now),
+        "quorum": _quorum(peer, now),
+        "training_step": tracker.training_step,
+        "best": {"version": tracker.best_version, "state": tracker.best_checkpoint.hex()},
+        "metrics": {name: getattr(metrics, name) for name in metrics.__struct_fields__} if metrics else {},
+        "history": [[version, loss] for version, loss in tracker.loss_history],
+        "members": [_member(peer, member, now) for member in peer.roster.everyone],
+        "last_commit": _last_commit(rounds),
+        "rejected": _rejected(peer.rejected, rejected),
+    }
+
+
+def role_of(peer: Peer, member: str) -> str:
+    """coordinator, voter, leaf, member, excluded, or joining."""
+    agreement = peer.agreement
+    if not peer.roster.is_member(member):
+        return "excluded" if peer.roster.excluded(member) else "joining"
+    coordinator = agreement.voter.coordinator or agreement.voter.ledger.coordinator_of(
+        agreement.voter.ledger.last.term
+    )
+    if member == coordinator:
+        return "coordinator"
+    if member in agreement.committee.everyone:
+        return "voter"
+    record = peer.gossip.book.get(member) if peer.gossip else None
+    return "leaf" if record is not None and not record.reachable and record.links else "member"
+
+
+def _quorum(peer: Peer, now: int) -> dict[str, Any]:
+    committee = peer.agreement.committee
+    reachable = [voter for voter in committee.everyone if peer.fit(voter)]
+    return {
+        "voters": len(committee.everyone),
+        "reachable": len(reachable),
+        "needed": committee.needed,
+        "held": peer.agreement.quorum_held(now),
+        "missing": [voter for voter in committee.everyone if voter not in reachable],
+    }
+
+
+def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
+    record = peer.gossip.book.get(member) if peer.gossip else None
+    view = peer.gossip.membership.view(member, now) if peer.gossip else None
+    version = peer.work.participant.version if isinstance(peer.work, Rounds) else 0
+    theirs = version if member == peer.me else record.last_sync if record else 0
+    seen = view.last_seen if view is not None else None
+    return {
+        "peer_id": member,
+        "name": record.name if record else peer.roster.name_of(member),
+        "role": role_of(peer, member),
+        "alive": member == peer.me or peer.alive(member),
+        "state": "alive" if member == peer.me else view.state.value if view else "unknown",
+        "phi": 0.0 if member == peer.me or view is None else min(view.phi, 1e6),
+        "version": theirs,
+        "staleness": max(version - theirs, 0),
+        "excluded": peer.roster.excluded(member),
+        "last_seen_s": None if seen is None else (now - seen) / 1e9,
+        "addresses": list(record.addresses) if record else [],
+        "device": record.profile.device if record else "",
+        "local_step": record.local_step if record else 0,
+        "local_loss": record.local_loss if record else None,
+        "gradient_norm": record.gradient_norm if record else None,
+    }
+
+
+def _last_commit(rounds: Rounds) -> dict[str, Any] | None:
+    record = rounds.last_record
+    if record is None or not isinstance(record.body, Round):
+        return None
+    body, metrics = record.body, dict(record.body.metrics)
+    return {
+        "version": body.version,
+        "coordinator": record.header.coordinator,
+        "term": record.header.term,
+        "contributors": [
+            {"peer_id": c.contributor, "weight": c.weight, "origin_round": c.origin_round}
+            for c in body.contributors
+        ],
+        "computation_s": metrics.get("computation_time", 0.0),
+        "communication_s": metrics.get("communication_time", 0.0),
+    }
+
+
+def _rejected(*sources: dict[str, dict[str, int]]) -> dict[str, Any]:
+    by_kind: dict[str, int] = {}
+    by_peer: dict[str, int] = {}
+    for source in sources:
+        for kind, who in source.items():
+            for peer, count in who.items():
+                by_kind[kind] = by_kind.get(kind, 0) + count
+                by_peer[peer] = by_peer.get(peer, 0) + count
+    return {"total": sum(by_kind.values()), "by_kind": by_kind, "by_peer": by_peer}

@@ -1,0 +1,466 @@
+"""Runs a `Peer` in the real world: its effects become trio tasks, and what comes of them goes back in.
+
+One rule keeps this simple: the peer is called on the trio thread only, never from within its own effects, and each call's
+effects are begun in order before the next call. Nothing here decides anything about the run.
+
+    Persist              one lane, in order; several that wait are written with one fsync
+    Send, Announce       wait in a line until the Persist they name is durable
+    Dial, Reach, Fetch   a task each
+    Combine, Step        worker threads, one computation at a time (they are bound by memory bandwidth)
+    Train, Validate      the trainer process; asked again when it died
+    Adopt                the newest one only, written to DIR/model/latest.safetensors by the trainer
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from node import bulk, workers
+from node.directory import StorageError
+from node.libp2p_transport import Libp2pTransport
+from node.store import Store
+from node.trainer_process import Trainer, TrainerDied
+from node.trainer_protocol import Export, Progress
+from node.trainer_protocol import Train as TrainRequest
+from node.trainer_protocol import Validate as ValidateRequest
+from node.transport_events import Announced, Connected, DialError, Disconnected, Received
+from p2pcoord import effects as fx
+from p2pcoord.content import ContentRef, Manifest
+from p2pcoord.errors import LocalError, P2PCoordError
+from p2pcoord.frames import PeerFrame
+from p2pcoord.layout import Layout
+from p2pcoord.messages import StatusReply
+from p2pcoord.peer import LATE_TICK_NS, Peer
+from p2pcoord.run_config import RunConfig
+from p2pcoord.wire import decode, encode
+
+# A trainer that dies is asked again so often before the assignment counts as failed and goes to another member.
+TRAINER_RETRIES = 3
+
+# Frames written with one fsync at most: what piled up while the one before was running.
+MAX_BATCH = 256
+
+# A late tick lets what lies in the queues be delivered first, for this long.
+DELIVER_FIRST_S = 0.05
+
+MODEL_FILE = Path("model/latest.safetensors")
+
+T = TypeVar("T")
+
+
+class Failpoints:
+    """Places at which a test holds this process, named in P2PCOORD_FAILPOINTS (comma-separated); none by default.
+
+    "phase:NAME" at the coordinator's entry of a phase, "persist-before:FRAME" and "persist-after:FRAME" around a write of a
+    frame of that kind. A held process answers nothing but its status, as if it were frozen.
+    """
+
+    def __init__(self, names: str) -> None:
+        self._names = {name.strip() for name in names.split(",") if name.strip()}
+        self.held = ""
+
+    def reached(self, name: str) -> bool:
+        if name in self._names and not self.held:
+            self.held = name
+        return bool(self.held)
+
+
+class Driver:
+    """Drives one peer. `event` is told of every Emit; `run` returns the reason when the peer halted."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        transport: Libp2pTransport,
+        store: Store,
+        trainer: Trainer,
+        config: RunConfig,
+        layout: Layout,
+        *,
+        event: Callable[[str, dict[str, Any]], None],
+        status: Callable[[], bytes],
+    ) -> None:
+        self.peer = peer
+        self.transport = transport
+        self.store = store
+        self.trainer = trainer
+        self.failpoints = Failpoints(os.environ.get("P2PCOORD_FAILPOINTS", ""))
+        self.halted = ""
+        self.stopped = trio.Event()
+        self._config = config
+        self._layout = layout
+        self._event = event
+        self._status = status
+        self._nursery: trio.Nursery
+        self._wake = trio.Event()
+        self._persists: list[fx.Persist] = []
+        self._persist_due = trio.Event()
+        self._durable = 0
+        self._waiting: list[fx.Send | fx.Announce] = []
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._computing = trio.CapacityLimiter(1)
+        self._adopted: fx.Adopt | None = None
+        self._adopt_due = trio.Event()
+        self._scratch = 0
+        self.exported_version = -1
+
+    @staticmethod
+    def now() -> int:
+        return time.monotonic_ns()
+
+    # The peer
+
+    def put(self, call: Callable[[int], list[fx.Effect]]) -> None:
+        """One input: `call(now)` is a method of the peer; its effects are begun."""
+        if self.failpoints.held or self.stopped.is_set():
+            return
+        for effect in call(self.now()):
+            self._begin(effect)
+        self._wake.set()
+
+    def complete(self, effect_id: int, outcome: fx.Outcome) -> None:
+        self.put(lambda now: self.peer.complete(effect_id, outcome, now))
+
+    async def run(self, start: Callable[[int], list[fx.Effect]]) -> None:
+        """Until `stop`, or until the peer halts. `start(now)` gives the peer's first effects."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._persist_all)
+            nursery.start_soon(self._adopt_all)
+            bulk.serve(self.transport, self._lookup)
+            self.put(start)
+            for known in self.transport.connected_peers():
+                self.put(functools.partial(self.peer.connected, known))
+            nursery.start_soon(self._receive_all)
+            nursery.start_soon(self._tick_all)
+            await self.stopped.wait()
+            nursery.cancel_scope.cancel()
+
+    def stop(self, reason: str = "") -> None:
+        self.halted = self.halted or reason
+        self.stopped.set()
+
+    async def _receive_all(self) -> None:
+        while True:
+            event = await self.transport.receive()
+            match event:
+                case Received() | Announced():
+                    data = event.frame if isinstance(event, Received) else event.data
+                    self.put(functools.partial(self.peer.receive, event.peer, data))
+                case Connected():
+                    self.put(functools.partial(self.peer.connected, event.peer))
+                case Disconnected():
+                    self.put(functools.partial(self.peer.disconnected, event.peer))
+
+    async def _tick_all(self) -> None:
+        while True:
+            self._wake = trio.Event()
+            wait_s = (self.peer.next_deadline() - self.now()) / 1e9
+            if wait_s > 0:
+                with trio.move_on_after(wait_s):
+                    await self._wake.wait()
+                    continue
+            if self.now() - self.peer.next_deadline() > LATE_TICK_NS:
+                await trio.sleep(DELIVER_FIRST_S)
+            else:
+                await trio.lowlevel.checkpoint()
+            self.put(self.peer.tick)
+            if self.failpoints.held:
+                await trio.sleep_forever()
+
+    # Effects
+
+    def _begin(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Persist():
+                self._persists.append(effect)
+                self._persist_due.set()
+            case fx.Send() | fx.Announce():
+                if effect.after <= self._durable:
+                    self._release(effect)
+                else:
+                    self._waiting.append(effect)
+            case fx.Emit():
+                self._emit(effect)
+            case fx.Dial():
+                self._task(effect.id, self._dial, effect)
+            case fx.Disconnect():
+                self.transport.disconnect(effect.peer, effect.reason)
+            case fx.Reach():
+                self._task(effect.id, self._reach, effect)
+            case fx.Fetch():
+                self._task(effect.id, self._fetch, effect)
+            case fx.Combine():
+                self._task(effect.id, self._combine, effect)
+            case fx.Step():
+                self._task(effect.id, self._step, effect)
+            case fx.Train():
+                self._task(effect.id, self._train, effect)
+            case fx.Validate():
+                self._task(effect.id, self._validate, effect)
+            case fx.Cancel():
+                if scope := self._scopes.get(effect.effect_id):
+                    scope.cancel()
+            case fx.Adopt():
+                self._adopted = effect
+                self._adopt_due.set()
+            case fx.Discard():
+                self._nursery.start_soon(self._discard, effect)
+            case fx.Offer():
+                pass  # members may fetch whatever the store holds; discarding ends the offer
+            case fx.AnswerStatus():
+                self.transport.send(effect.peer, encode(StatusReply(self._status())))
+            case fx.Halt():
+                self.stop(effect.reason)
+            case _:
+                raise LocalError(f"no way to do a {type(effect).__name__}")
+
+    def _emit(self, effect: fx.Emit) -> None:
+        self._event(effect.event, effect.fields)
+        if effect.event == "phase" and self.failpoints.reached(f"phase:{effect.fields['phase']}"):
+            self._event("held", {"failpoint": self.failpoints.held})
+
+    def _release(self, effect: fx.Send | fx.Announce) -> None:
+        if self.failpoints.held:
+            return
+        if isinstance(effect, fx.Send):
+            self.transport.send(effect.to, effect.data)
+        else:
+            self._nursery.start_soon(self._announce, effect.data)
+
+    async def _announce(self, data: bytes) -> None:
+        try:
+            await self.transport.announce(data)
+        except LocalError as error:  # larger than an announcement may be: members ask for it instead
+            self._event("announcement-dropped", {"reason": str(error)})
+
+    def _task(self, effect_id: int, work: Callable[[Any], Awaitable[fx.Outcome]], effect: fx.Effect) -> None:
+        """Runs `work(effect)` in a task of its own and gives its outcome back, exactly once."""
+
+        async def run() -> None:
+            outcome: fx.Outcome = fx.Cancelled()
+            with trio.CancelScope() as scope:
+                self._scopes[effect_id] = scope
+                try:
+                    outcome = await work(effect)
+                except (P2PCoordError, OSError) as error:
+                    outcome = fx.Failed(str(error) or type(error).__name__)
+            del self._scopes[effect_id]
+            self.complete(effect_id, outcome)
+
+        self._nursery.start_soon(run)
+
+    # Disk
+
+    async def _persist_all(self) -> None:
+        while True:
+            await self._persist_due.wait()
+            self._persist_due = trio.Event()
+            while self._persists:
+                batch, self._persists = self._persists[:MAX_BATCH], self._persists[MAX_BATCH:]
+                frames = [frame for persist in batch for frame in persist.frames]
+                if self._held_around(frames, "persist-before"):
+                    await trio.sleep_forever()
+                try:
+                    await trio.to_thread.run_sync(self.store.append, frames)
+                except StorageError as error:
+                    self.complete(batch[0].id, fx.Failed(str(error)))
+                    return
+                if self._held_around(frames, "persist-after"):
+                    await trio.sleep_forever()
+                self._durable = batch[-1].id
+                ready = [effect for effect in self._waiting if effect.after <= self._durable]
+                self._waiting = [effect for effect in self._waiting if effect.after > self._durable]
+                for effect in ready:
+                    self._release(effect)
+                for persist in batch:
+                    self.complete(persist.id, fx.Done())
+
+    def _held_around(self, frames: list[bytes], where: str) -> bool:
+        kinds = [str(decode_kind(frame)) for frame in frames] if self.failpoints._names else []
+        return any(self.failpoints.reached(f"{where}:{kind}") for kind in kinds)
+
+    async def _discard(self, effect: fx.Discard) -> None:
+        refs = [ref for ref in self.store.refs() if ref.root in effect.roots]
+        for ref in refs:
+            await trio.to_thread.run_sync(self.store.delete, ref)
+
+    def _lookup(self, peer: str, root: bytes) -> bulk.Readable | None:
+        """What a peer may fetch: all that is here, if it is a member or has shown that it may join."""
+        if not self.peer.may_read(peer):
+            return None
+        ref = self.store.ref_of(root)
+        return _Stored(self.store, ref) if ref is not None else None
+
+    # Network
+
+    async def _dial(self, effect: fx.Dial) -> fx.Outcome:
+        try:
+            peer = await self.transport.connect(effect.peer or None, effect.addresses)
+        except DialError as error:
+            self._event(
+                "dial-failed",
+                {"addresses": list(effect.addresses), "kind": error.kind, "detail": error.detail},
+            )
+            return fx.Failed(f"{error.kind}: {error.detail}")
+        return fx.Done(peer)
+
+    async def _reach(self, effect: fx.Reach) -> fx.Outcome:
+        for address in effect.addresses:
+            if await self.transport.reachable(address, effect.peer):
+                return fx.Done(True)
+        return fx.Done(False)
+
+    async def _fetch(self, effect: fx.Fetch) -> fx.Outcome:
+        if self.store.has(effect.ref):
+            return fx.Done(fx.FetchReport({}, {}))
+        sinks = []
+
+        def sink(manifest: Manifest) -> bulk.Sink:
+            sinks.append(self.store.writer(manifest))
+            return sinks[0]
+
+        def progress(done_bytes: int, size_bytes: int) -> None:
+            self.put(lambda now: self.peer.progress(effect.id, now))
+
+        try:
+            report = await bulk.fetch(self.transport, effect.ref, effect.sources, sink, progress)
+            await trio.to_thread.run_sync(sinks[0].commit)
+        except bulk.FetchError as error:
+            return fx.Failed(str(error), fx.FetchReport({}, error.bad_sources))
+        finally:
+            for writer in sinks:
+                writer.close()
+        return fx.Done(fx.FetchReport(report.bytes_by_source, report.bad_sources))
+
+    # Tensors
+
+    def _scratch_path(self, what: str) -> Path:
+        self._scratch += 1
+        folder = self.store.path / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{what}-{self._scratch}"
+
+    async def _combine(self, effect: fx.Combine) -> fx.Outcome:
+        inputs = [workers.CombineInput(self.store.file_of(ref), factors) for ref, factors in effect.inputs]
+        out = self._scratch_path("sum")
+
+        def work() -> tuple[workers.CombineOutcome, ContentRef]:
+            outcome = workers.combine(self._layout, inputs, out, trio.from_thread.check_cancelled)
+            return outcome, self.store.put_file(out, move=True)
+
+        outcome, ref = await trio.to_thread.run_sync(work, limiter=self._computing)
+        nonfinite = tuple(effect.inputs[at][0].root for at in outcome.non_finite)
+        return fx.Done(fx.Combined(ref, outcome.norm, outcome.finite, nonfinite))
+
+    async def _step(self, effect: fx.Step) -> fx.Outcome:
+        out = self._scratch_path("state")
+        state, result = self.store.file_of(effect.state), self.store.file_of(effect.result)
+
+        def work() -> tuple[workers.StepOutcome, ContentRef]:
+            outcome = workers.step(
+                self._layout, state, result, effect.parameters, out, trio.from_thread.check_cancelled
+            )
+            return outcome, self.store.put_file(out, move=True)
+
+        outcome, ref = await trio.to_thread.run_sync(work, limiter=self._computing)
+        return fx.Done(fx.Stepped(ref, outcome.finite))
+
+    async def _train(self, effect: fx.Train) -> fx.Outcome:
+        strategy = self._config.strategy
+        out = self._scratch_path("contribution")
+        request = TrainRequest(
+            base=str(self.store.file_of(effect.base)),
+            base_version=effect.version - 1,
+            slot=f"{effect.version}-{effect.assignment}",
+            ranges=effect.ranges if self._config.data.mode == "dealt" else None,
+            local_epochs=strategy.local_epochs,
+            local_steps=strategy.local_steps,
+            sync_interval_s=strategy.sync_interval_s,
+            seed=effect.seed,
+            output=str(out),
+        )
+
+        def progress(progress: Progress) -> None:
+            self.put(
+                lambda now: self.peer.progress(effect.id, now, step=progress.local_step, loss=progress.loss)
+            )
+
+        trained = await self._ask(lambda: self.trainer.train(request, progress))
+        if not trained.finite:
+            out.unlink(missing_ok=True)
+            return fx.Failed(f"the contribution is not finite (loss {trained.loss})")
+        ref = await trio.to_thread.run_sync(functools.partial(self.store.put_file, out, move=True))
+        wall_ns = int(trained.wall_s * 1e9)
+        return fx.Done(fx.Trained(ref, trained.samples, trained.steps, trained.norm, trained.loss, wall_ns))
+
+    async def _validate(self, effect: fx.Validate) -> fx.Outcome:
+        ranges = effect.ranges if self._config.data.mode == "dealt" else None
+        request = ValidateRequest(str(self.store.file_of(effect.state)), ranges)
+        done = await self._ask(lambda: self.trainer.validate(request))
+        return fx.Done(fx.Validated(done.samples, done.loss_sum, done.metric_sums))
+
+    async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Asks the trainer, again when it died meanwhile."""
+        for attempt in range(TRAINER_RETRIES + 1):
+            try:
+                return await ask()
+            except TrainerDied:
+                if attempt == TRAINER_RETRIES:
+                    raise
+        raise LocalError("unreachable")
+
+    async def _adopt_all(self) -> None:
+        """Keeps the model file at the newest certified version; those between may be skipped."""
+        while True:
+            await self._adopt_due.wait()
+            self._adopt_due = trio.Event()
+            adopt = self._adopted
+            if adopt is None or adopt.version == self.exported_version:
+                continue
+            try:
+                await self._export(adopt)
+            except (P2PCoordError, OSError) as error:
+                self._event("export-failed", {"version": adopt.version, "reason": str(error)})
+            else:
+                self.exported_version = adopt.version
+
+    async def _export(self, adopt: fx.Adopt) -> None:
+        temporary = self._scratch_path("model")
+        metadata = {"p2pcoord_version": str(adopt.version), "p2pcoord_state": adopt.state.root.hex()}
+        state = str(self.store.file_of(adopt.state))
+        await self._ask(lambda: self.trainer.export(Export(state, str(temporary), metadata)))
+
+        def publish(path: Path) -> None:
+            temporary.replace(path)
+
+        await trio.to_thread.run_sync(self.store.replace_file, MODEL_FILE, publish)
+
+
+class _Stored:
+    """An object of the store, as the serving side of a transfer reads it."""
+
+    def __init__(self, store: Store, ref: ContentRef) -> None:
+        self._store, self._ref = store, ref
+
+    @functools.cached_property
+    def _manifest(self) -> Manifest:
+        return self._store.manifest(self._ref)
+
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    def read_chunk(self, index: int) -> bytes:
+        return self._store.read_chunk(self._ref, index, self._manifest)
+
+
+def decode_kind(frame: bytes) -> str:
+    """The kind of an encoded frame of the log."""
+    return str(decode(frame, PeerFrame).__struct_config__.tag)  # type: ignore[arg-type]

@@ -1,0 +1,390 @@
+"""How a node comes to its run: it founds one, is brought to one by a join token, or goes on with the one in its directory.
+
+    directory   --bootstrap   what happens
+    empty       no            found: make version 0 and genesis, print the line for others
+    empty       yes           join: ask the bootstrap peer for genesis, check it against the token, fetch data, compare pins
+    used        any           resume: the log says which run; flags that contradict it are refused
+
+All three end with a `Run`: genesis, config, pins and secret, the trainer configured for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import trio
+
+from node import bulk
+from node.hello import SECRET_BYTES, JoinToken, parse_token
+from node.identity_key import IdentityKey
+from node.libp2p_transport import Libp2pTransport
+from node.store import Store
+from node.trainer_process import Trainer
+from node.trainer_protocol import Configure, Initialize
+from node.transport_events import DialError, Disconnected, Received
+from node.workload_loading import BUILT_IN, parse_spec
+from p2pcoord.consensus.ledger import Admission, Genesis, Record, make_genesis
+from p2pcoord.consensus.voter import Appended, Owner
+from p2pcoord.content import ContentRef, Manifest
+from p2pcoord.errors import LocalError, RemoteError, UserError
+from p2pcoord.frames import PeerFrame
+from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
+from p2pcoord.messages import GenesisReply, GenesisRequest, decode_message
+from p2pcoord.optimization.optimizer import configured
+from p2pcoord.rounds.participation import join_proof
+from p2pcoord.run_config import (
+    NONCE_BYTES,
+    RunConfig,
+    RunSettings,
+    derive_seed,
+    found_run,
+    parse_run_file,
+    run_id,
+)
+from p2pcoord.run_config import decode as decode_config
+from p2pcoord.run_config import encode as encode_config
+from p2pcoord.wire import decode, encode
+from p2pcoord.workload import WorkloadPins, compare_pins
+
+# A joiner waits this long for genesis: one round trip, on a link that was made a moment ago.
+GENESIS_TIMEOUT_S = 10.0
+
+LOCAL_FILE = "node.cbor"
+
+Warn = Callable[[str], None]
+
+
+class Local(msgspec.Struct, frozen=True):
+    """What this machine keeps of how it was started (mode 0600: the secret is in it)."""
+
+    secret: bytes
+    workload: str
+    settings: dict[str, str]
+    name: str
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The run this node takes part in. `secret` is None in an open run; `frames` are an earlier life's."""
+
+    genesis: Record
+    config: RunConfig
+    pins: WorkloadPins
+    secret: bytes | None
+    frames: tuple[bytes, ...] = ()
+
+    @property
+    def id(self) -> bytes:
+        return run_id(self.config)
+
+    @property
+    def body(self) -> Genesis:
+        assert isinstance(self.genesis.body, Genesis)
+        return self.genesis.body
+
+    @property
+    def state_zero(self) -> ContentRef:
+        if self.body.state is None:
+            raise LocalError("genesis without version 0")
+        return self.body.state
+
+
+def authority_of(key: IdentityKey, run: bytes) -> Authority:
+    return Authority(Ed25519Signer(key.seed), verify_ed25519, run)
+
+
+def known_run(store: Store, key: IdentityKey) -> tuple[Record, tuple[bytes, ...]] | None:
+    """Genesis and frames of the run in this directory; None when there is none yet.
+
+    Raises LocalError (CorruptLog, or a log of another key) when the log must not be used.
+    """
+    frames = store.recovered().payloads
+    if not frames:
+        return None
+    try:
+        owner = decode(frames[0], PeerFrame)  # type: ignore[arg-type]
+        first = decode(frames[1], PeerFrame) if len(frames) > 1 else None  # type: ignore[arg-type]
+    except RemoteError as error:
+        raise LocalError(f"the log holds what is no frame of this program: {error}") from error
+    if not isinstance(owner, Owner) or owner.peer_id != key.peer_id or not isinstance(first, Appended):
+        raise LocalError("the log belongs to another key")
+    return first.record, frames
+
+
+def check_genesis(genesis: Record) -> tuple[RunConfig, WorkloadPins]:
+    """Raises RemoteError unless genesis holds a config and pins that this program understands, by their own founder."""
+    body = genesis.body
+    if not isinstance(body, Genesis):
+        raise RemoteError("bad_genesis", "not a genesis record")
+    config = decode_config(body.config)
+    if config.founder != genesis.header.coordinator:
+        raise RemoteError("bad_genesis", "signed by another than the founder")
+    return config, decode(body.pins, WorkloadPins)
+
+
+def read_local(store: Store) -> Local | None:
+    data = store.read_file(LOCAL_FILE)
+    return decode(data, Local) if data is not None else None
+
+
+def write_local(store: Store, local: Local) -> None:
+    store.write_file(LOCAL_FILE, encode(local))
+
+
+async def configure(
+    trainer: Trainer, config: RunConfig, store: Store, dataset: ContentRef | None, frozen: ContentRef | None
+) -> None:
+    """Tells the trainer what the run says."""
+
+    def path(ref: ContentRef | None) -> str | None:
+        return str(store.file_of(ref)) if ref is not None and store.has(ref) else None
+
+    await trainer.configure(
+        Configure(
+            options=config.workload,
+            data_mode=config.data.mode,
+            batch_size=config.local.batch_size,
+            optimizer=config.local.optimizer,
+            seed=derive_seed(run_id(config), "model"),
+            dataset=path(dataset),
+            frozen=path(frozen),
+        )
+    )
+
+
+# Founding ------------------------------------------------------------------------------------------------------------
+
+
+async def found(
+    store: Store,
+    key: IdentityKey,
+    trainer: Trainer,
+    *,
+    workload: str,
+    run_file: Path | None,
+    rounds: int | None,
+    init: Path | None,
+    open_run: bool,
+) -> Run:
+    """Makes a new run with version 0, in this directory. Raises UserError for the run file, the workload and `init`."""
+    loaded = await trainer.ready()
+    text = _read_run_file(run_file)
+    settings = parse_run_file(text, str(run_file or "run.toml"), loaded.run_defaults)
+    settings = _with_rounds(settings, rounds)
+    config = found_run(
+        settings,
+        founder=key.peer_id,
+        nonce=os.urandom(NONCE_BYTES),
+        workload_spec=parse_spec(workload).portable,
+        open=open_run,
+    )
+    await configure(trainer, config, store, None, None)
+    scratch = store.path / "scratch"
+    scratch.mkdir(exist_ok=True)
+    names = {what: str(scratch / f"founded-{what}") for what in ("state", "dataset", "frozen")}
+    slots = configured(config.optimization).slots
+    made = await trainer.initialize(Initialize(init=str(init) if init else None, slots=slots, **names))
+
+    def keep(what: str) -> ContentRef:
+        return store.put_file(names[what], move=True)
+
+    state = await trio.to_thread.run_sync(keep, "state")
+    dataset = await trio.to_thread.run_sync(keep, "dataset") if made.has_dataset else None
+    frozen = await trio.to_thread.run_sync(keep, "frozen") if made.has_frozen else None
+    await configure(trainer, config, store, dataset, frozen)
+    authority = authority_of(key, run_id(config))
+    pins = made.described.pins
+    genesis = make_genesis(authority, encode_config(config), encode(pins), state, dataset, frozen)
+    return Run(genesis, config, pins, None if open_run else os.urandom(SECRET_BYTES))
+
+
+def _read_run_file(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"cannot read the run file {path}: {reason}", exit_code=2) from error
+
+
+def _with_rounds(settings: RunSettings, rounds: int | None) -> RunSettings:
+    if rounds is None:
+        return settings
+    strategy = msgspec.structs.replace(settings.strategy, aggregation_rounds=rounds)
+    return msgspec.structs.replace(settings, strategy=strategy)
+
+
+# Joining -------------------------------------------------------------------------------------------------------------
+
+
+async def ask_genesis(
+    transport: Libp2pTransport, key: IdentityKey, bootstrap: tuple[str, ...], token: JoinToken | None
+) -> tuple[str, Record]:
+    """Connects to one of the bootstrap addresses and asks it for the run's genesis: (its peer id, genesis).
+
+    Raises UserError when nobody answers there, or what is answered is another run.
+    """
+    peer = await _connect(transport, bootstrap)
+    proof = join_proof(token.secret, token.run, key.peer_id) if token is not None and token.secret else b""
+    transport.send(peer, encode(GenesisRequest(Admission(key.peer_id, "", proof))))
+    genesis: Record | None = None
+    with trio.move_on_after(GENESIS_TIMEOUT_S):
+        while genesis is None:
+            event = await transport.receive()
+            if isinstance(event, Disconnected) and event.peer == peer:
+                raise UserError(f"the peer at {bootstrap[0]} closed the connection: {event.reason}")
+            if isinstance(event, Received) and event.peer == peer:
+                try:
+                    message = decode_message(event.frame)
+                except RemoteError:
+                    continue
+                if isinstance(message, GenesisReply):
+                    genesis = message.genesis
+    if genesis is None:
+        why = (
+            "it may need the run's secret: use the whole line that a node of the run printed"
+            if token is None
+            else ""
+        )
+        raise UserError(
+            f"the peer at {bootstrap[0]} does not say which run it is in. {why}".rstrip(". ") + "."
+        )
+    return peer, genesis
+
+
+async def _connect(transport: Libp2pTransport, bootstrap: tuple[str, ...]) -> str:
+    errors = []
+    for address in bootstrap:
+        try:
+            return await transport.connect(None, (address,))
+        except DialError as error:
+            errors.append((address, error))
+    address, error = errors[0]
+    match error.kind:
+        case "bad_address":
+            raise UserError(
+                f"--bootstrap {address}: {error.detail}. Use HOST:PORT or a multiaddr such as "
+                "/ip4/192.0.2.7/tcp/4001/p2p/12D3...",
+                exit_code=2,
+            )
+        case "wrong_peer":
+            raise UserError(
+                f"at {address} lives another peer than the one named ({error.detail}): use the line that the "
+                "machine prints now"
+            )
+        case "refused":
+            raise UserError(f"the peer at {address} refused this node: {error.detail}")
+        case _:
+            raise UserError(
+                f"no node answers at {address} ({error.detail}): check the address, that the node there runs, and that "
+                "its port is open"
+            )
+
+
+async def join(
+    store: Store,
+    transport: Libp2pTransport,
+    trainer: Trainer,
+    source: str,
+    genesis: Record,
+    token: JoinToken | None,
+    warn: Warn,
+) -> Run:
+    """Checks genesis against the token, gets the founder's data, and compares this machine's workload with the run's."""
+    try:
+        config, pins = check_genesis(genesis)
+    except RemoteError as error:
+        raise UserError(f"the bootstrap peer's run cannot be read by this program: {error.detail}") from error
+    if token is not None and token.run != run_id(config):
+        raise UserError(
+            "the bootstrap peer belongs to another run than --secret names: use the whole line again"
+        )
+    body = genesis.body
+    assert isinstance(body, Genesis)
+    for what, ref in (("data set", body.dataset), ("frozen parameters", body.frozen)):
+        if ref is not None and not store.has(ref):
+            await _fetch(store, transport, ref, source, what)
+    await trainer.ready()
+    await configure(trainer, config, store, body.dataset, body.frozen)
+    described = await trainer.describe()
+    difference = compare_pins(described.pins, pins)
+    if difference.refused:
+        raise UserError("this machine's workload is not the run's: " + "; ".join(difference.refused))
+    for told in difference.warned:
+        warn(told)
+    return Run(genesis, config, pins, token.secret or None if token is not None else None)
+
+
+async def _fetch(store: Store, transport: Libp2pTransport, ref: ContentRef, source: str, what: str) -> None:
+    writers = []
+
+    def sink(manifest: Manifest) -> bulk.Sink:
+        writers.append(store.writer(manifest))
+        return writers[0]
+
+    try:
+        await bulk.fetch(transport, ref, [source], sink)
+        await trio.to_thread.run_sync(writers[0].commit)
+    except bulk.FetchError as error:
+        raise UserError(f"the run's {what} could not be fetched: {error}") from error
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+def workload_for(config: RunConfig, given: str | None) -> str:
+    """Which --workload a joiner uses: its own, or the run's where any machine can find it. Raises UserError."""
+    if given is not None:
+        return given
+    spec = config.workload_spec
+    if spec in BUILT_IN or not spec.rpartition(":")[0].endswith(".py"):
+        return spec
+    raise UserError(
+        f"this run trains the workload {spec}: copy that file here and pass --workload PATH/{spec}",
+        exit_code=2,
+    )
+
+
+# Resuming ------------------------------------------------------------------------------------------------------------
+
+
+def contradicted(
+    run: RunConfig,
+    local: Local,
+    *,
+    secret: str | None,
+    workload: str | None,
+    rounds: int | None,
+    run_file: Path | None,
+    init: Path | None,
+    open_run: bool,
+) -> str:
+    """Which flag contradicts the run that this directory is in ("" when none does)."""
+    if secret is not None:
+        token = parse_token(secret)
+        if token.run != run_id(run):
+            return "--secret belongs to another run"
+        if token.secret != local.secret:
+            return "--secret is not this run's"
+    if workload is not None and parse_spec(workload).portable != run.workload_spec:
+        return f"--workload {workload}, but the run trains {run.workload_spec}"
+    if rounds is not None and rounds != run.strategy.aggregation_rounds:
+        return f"--rounds {rounds}, but the run was founded with {run.strategy.aggregation_rounds}"
+    if init is not None:
+        return "--init: only a new run is given its first parameters"
+    if open_run and not run.open:
+        return "--open, but the run was founded with a secret"
+    if run_file is not None and not _same_settings(run, run_file):
+        return f"--config {run_file} says something else than the run was founded with"
+    return ""
+
+
+def _same_settings(run: RunConfig, run_file: Path) -> bool:
+    """Whether what the file sets is what the run has; what the file leaves out may come from the workload's defaults."""
+    text = _read_run_file(run_file)
+    base = {name: msgspec.to_builtins(getattr(run, name)) for name in RunSettings.__struct_fields__}
+    settings = parse_run_file(text, str(run_file), base)
+    return all(getattr(settings, name) == getattr(run, name) for name in RunSettings.__struct_fields__)

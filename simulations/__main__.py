@@ -1,0 +1,64 @@
+"""python -m simulations --peers N --seeds A..B --faults none|crashes|loss|partitions|all --rounds R [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from p2pcoord.errors import UserError
+from simulations.faults import FAMILIES
+from simulations.report import Report, Summary
+from simulations.sweep import as_json, parse_seeds, simulate
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulations", description="Runs a network that is made up.")
+    parser.add_argument("--peers", type=int, default=5)
+    parser.add_argument("--seeds", default="1", help="a seed, or A..B")
+    parser.add_argument("--faults", choices=list(FAMILIES), default="all")
+    parser.add_argument("--rounds", type=int, default=10, help="certified versions at least")
+    parser.add_argument("--scenario", default="", help="a scenario file instead of the three above")
+    parser.add_argument("--processes", type=int, default=None)
+    parser.add_argument("--json", action="store_true", help="the summary as one line of JSON")
+    given = parser.parse_args()
+    out = sys.stdout.write
+
+    def progress(report: Report) -> None:
+        for text in report.violations:
+            out(f"seed {report.seed}: {text}\n")
+
+    try:
+        summary = simulate(
+            peers=given.peers,
+            seeds=parse_seeds(given.seeds),
+            faults=given.faults,
+            rounds=given.rounds,
+            scenario=given.scenario,
+            processes=given.processes,
+            progress=progress,
+        )
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    out(as_json(summary) + "\n" if given.json else told(summary))
+    return 1 if summary.violations else 0
+
+
+def told(summary: Summary) -> str:
+    """For people: the figures, and the tables of what was hit."""
+    lines = [
+        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in "
+        f"{summary.wall_s:.1f} s; {summary.violations} violations; at least version {summary.committed_version}",
+    ]
+    for title, table in (
+        ("faults", summary.coverage.faults),
+        ("crashes: role / at", summary.coverage.crashes),
+        ("losses: message / how", summary.coverage.losses),
+    ):
+        lines.append(f"\n{title}")
+        lines += [f"  {count:8} {cell}" for cell, count in sorted(table.items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Running seeds: one after the other, or over the machine's cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from p2pcoord.errors import UserError
+from simulations.faults import FAMILIES
+from simulations.mutants import MUTANTS
+from simulations.report import Report, Summary, report_of, summary_of
+from simulations.scenario import WEATHERS, Director, Scenario, draw_scenario, load_scenario
+from simulations.steady_work import SteadyWork
+from simulations.world import WorkFactory, World, WorldSettings
+
+
+def run_scenario(
+    seed: int, scenario: Scenario, *, mutant: str = "", work: WorkFactory = SteadyWork, real: bool = False
+) -> Report:
+    """One run. What a peer raises is a violation ("raised"), as a peer must never do that. `mutant` switches a bug on."""
+    began = time.perf_counter()
+    settings = WorldSettings(weather=WEATHERS[scenario.weather], real_signatures=real)
+    world = World(seed, settings, work)
+    director = Director(world, scenario)
+    with MUTANTS[mutant]() if mutant else nullcontext():
+        try:
+            director.play()
+        except Exception:  # whatever it is, it is a finding of this seed
+            world.invariants.violated("raised", traceback.format_exc(limit=-4))
+    return report_of(world, director, time.perf_counter() - began)
+
+
+def run_seed(seed: int, *, peers: int, faults: str, rounds: int, mutant: str = "") -> Report:
+    """The scenario that this seed draws."""
+    return run_scenario(seed, draw_scenario(seed, peers, faults, rounds), mutant=mutant)
+
+
+def run_file(seed: int, path: str) -> Report:
+    return run_scenario(seed, load_scenario(Path(path)))
+
+
+def simulate(
+    *,
+    peers: int = 5,
+    seeds: Sequence[int] = (1,),
+    faults: str = "all",
+    rounds: int = 10,
+    scenario: str = "",
+    processes: int | None = None,
+    progress: Callable[[Report], None] = lambda report: None,
+) -> Summary:
+    """Runs all seeds and sums them up. `scenario` is the path of a file that takes the place of `peers`, `faults`, `rounds`.
+
+    `processes`: how many at a time, by default one a core. Raises UserError for what cannot be simulated.
+    """
+    if faults not in FAMILIES:
+        raise UserError(f"faults are one of {', '.join(FAMILIES)}, not {faults!r}", exit_code=2)
+    if not 1 <= peers <= 1000:
+        raise UserError(f"a simulation has 1 to 1000 peers, not {peers}", exit_code=2)
+    if scenario:
+        load_scenario(Path(scenario))
+        run: Callable[[int], Report] = partial(run_file, path=scenario)
+    else:
+        run = partial(run_seed, peers=peers, faults=faults, rounds=rounds)
+    began = time.perf_counter()
+    reports = []
+    for report in _over(run, seeds, processes or os.cpu_count() or 1):
+        reports.append(report)
+        progress(report)
+    return summary_of(reports, time.perf_counter() - began)
+
+
+def _over(run: Callable[[int], Report], seeds: Sequence[int], processes: int) -> Iterable[Report]:
+    if processes == 1 or len(seeds) == 1:
+        yield from map(run, seeds)
+        return
+    # Spawned: a fork of a process with threads (the command line's, a test's) may deadlock.
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(seeds))) as pool:
+        yield from pool.imap(run, seeds)
+
+
+def parse_seeds(text: str) -> range:
+    """ "7" or "1..250" (both included). Raises UserError."""
+    first, dots, last = text.partition("..")
+    try:
+        seeds = range(int(first), int(last if dots else first) + 1)
+    except ValueError:
+        seeds = range(0)
+    if not seeds:
+        raise UserError(f"seeds are a number or A..B, not {text!r}", exit_code=2)
+    return seeds
+
+
+def as_json(summary: Summary) -> str:
+    return msgspec.json.encode(summary).decode()
