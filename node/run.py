@@ -104,8 +104,8 @@ def known_run(store: Store, key: IdentityKey) -> tuple[Record, tuple[bytes, ...]
     if not frames:
         return None
     try:
-        owner = decode(frames[0], PeerFrame)  # type: ignore[arg-type]
-        first = decode(frames[1], PeerFrame) if len(frames) > 1 else None  # type: ignore[arg-type]
+        owner: PeerFrame = decode(frames[0], PeerFrame)  # type: ignore[arg-type]  # a union is a type to msgspec
+        first: PeerFrame | None = decode(frames[1], PeerFrame) if len(frames) > 1 else None  # type: ignore[arg-type]
     except RemoteError as error:
         raise LocalError(f"the log holds what is no frame of this program: {error}") from error
     if not isinstance(owner, Owner) or owner.peer_id != key.peer_id or not isinstance(first, Appended):
@@ -262,23 +262,26 @@ async def _connect(transport: Libp2pTransport, bootstrap: tuple[str, ...]) -> st
             return await transport.connect(None, (address,))
         except DialError as error:
             errors.append((address, error))
-    address, error = errors[0]
+    raise _unreachable(*errors[0])
+
+
+def _unreachable(address: str, error: DialError) -> UserError:
     match error.kind:
         case "bad_address":
-            raise UserError(
+            return UserError(
                 f"--bootstrap {address}: {error.detail}. Use HOST:PORT or a multiaddr such as "
                 "/ip4/192.0.2.7/tcp/4001/p2p/12D3...",
                 exit_code=2,
             )
         case "wrong_peer":
-            raise UserError(
+            return UserError(
                 f"at {address} lives another peer than the one named ({error.detail}): use the line that the "
                 "machine prints now"
             )
         case "refused":
-            raise UserError(f"the peer at {address} refused this node: {error.detail}")
+            return UserError(f"the peer at {address} refused this node: {error.detail}")
         case _:
-            raise UserError(
+            return UserError(
                 f"no node answers at {address} ({error.detail}): check the address, that the node there runs, and that "
                 "its port is open"
             )

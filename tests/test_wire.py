@@ -1,3 +1,5 @@
+import contextlib
+
 import cbor2
 import msgspec
 import pytest
@@ -69,14 +71,14 @@ def refused(data: bytes, kind: type = Twin, **limits: int) -> str:
         (b"", "malformed"),
         (b"\xff", "malformed"),
         (encode(Twin(1, "a"))[:-1], "malformed"),
-        (encode(Twin(1, "a")) + b"\x00", "malformed"),
+        (encode(Twin(1, "a")) + b"\x00", "not_canonical"),
         (b"\x9f" + encode(Twin(1, "a"))[1:] + b"\xff", "malformed"),  # an array of indefinite length
         (cbor2.dumps({"type": "twin", "x": 1, "label": "a"}), "bad_type"),
         (cbor2.dumps(["twin", 1]), "bad_type"),
         (cbor2.dumps(["twin", 1, "a", "unknown"]), "bad_type"),
         (cbor2.dumps(["twin", "1", "a"]), "bad_type"),
         (cbor2.dumps(["twin", 1, b"a"]), "bad_type"),
-        (cbor2.dumps(["twin", 1.0, "a"]), "not_canonical"),  # converts to 1, which was not sent so
+        (cbor2.dumps(["twin", 1.0, "a"]), "bad_type"),
         (cbor2.dumps(["twin", True, "a"]), "bad_type"),
         (cbor2.dumps(["twin", None, "a"]), "bad_type"),
         (b"\x83\x64twin\x18\x01\x61a", "not_canonical"),  # 1 in two bytes
@@ -135,7 +137,9 @@ values = st.recursive(
 )
 
 
-@given(st.lists(values, max_size=8), st.sampled_from(["append", "vote?", "records", "term", "join?", "leave"]))
+@given(
+    st.lists(values, max_size=8), st.sampled_from(["append", "vote?", "records", "term", "join?", "leave"])
+)
 def test_nothing_but_a_remote_error_comes_of_any_value(fields: list[object], tag: str) -> None:
     data = cbor2.dumps([tag, *fields], canonical=True)
     try:
@@ -151,7 +155,5 @@ def test_no_flipped_byte_gives_the_same_message(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(original) - 1))
     changed = bytearray(original)
     changed[at] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(RemoteError):
         assert decode(bytes(changed), Point) != decode(original, Point)
-    except RemoteError:
-        pass

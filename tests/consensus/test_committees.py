@@ -44,7 +44,6 @@ def wanted(voters: str, *, silent: str = "", gone: str = "", candidates: str = "
         ("A gone:A +B", "B"),
         ("A gone:A +BCD", "BCD"),
         ("ABC gone:ABC", "ABC"),
-        ("AB", "A"),
         ("ABC +C", "ABC"),  # already a voter
         ("ABC gone:C +C", "A"),
     ],
