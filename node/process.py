@@ -95,8 +95,21 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
     store = await trio.to_thread.run_sync(Store.open, options.data_dir)
     try:
         return await _Node(options, token, store, tell).run()
+    except BaseExceptionGroup as group:
+        mistake = _first_user_error(group)
+        if mistake is None:
+            raise
+        raise mistake from None
     finally:
         await trio.to_thread.run_sync(store.close)
+
+
+def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
+    """A user's mistake comes out of the nurseries wrapped; nothing else is hidden by unwrapping it."""
+    mistakes, others = group.split(UserError)
+    while isinstance(mistakes, BaseExceptionGroup):
+        mistakes = mistakes.exceptions[0]
+    return mistakes if others is None and isinstance(mistakes, UserError) else None
 
 
 class _Node:

@@ -10,6 +10,7 @@ are about 120,000 parameters, small enough that four replicas train on two cores
 
 from __future__ import annotations
 
+import difflib
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -26,6 +27,15 @@ VALIDATION_SHARE: Final = 0.1
 """The last tenth of the text is never trained on."""
 
 BYTE_VALUES: Final = 256
+
+OPTIONS: Final = {
+    "layers": (2, 64),
+    "width": (64, 4096),
+    "heads": (4, 64),
+    "context": (64, 4096),
+    "stride": (8, 4096),
+}
+"""[workload] of the run file: default and highest value. `stride` is the distance of training windows in bytes."""
 
 
 class Windows(Dataset[torch.Tensor]):
@@ -94,7 +104,7 @@ class ByteTransformer(nn.Module):
 
 
 class Text(Workload):
-    """Options ([workload] of the run file): layers, width, heads, context, stride (between training windows, in bytes)."""
+    """The workload: see the module and OPTIONS."""
 
     batch_size: ClassVar[int | None] = 16
 
@@ -102,31 +112,34 @@ class Text(Workload):
     def run_defaults(cls) -> dict[str, dict[str, Any]]:
         """Found by benchmarks/text_alone.py, which prints what they reach. DiLoCo's outer optimizer is the default anyway."""
         return {
-            "strategy": {"local_steps": 50, "aggregation_rounds": 20},
+            "strategy": {"local_steps": 50, "aggregation_rounds": 24},
             "local": {"optimizer": {"learning_rate": 2e-3}},
         }
 
-    def _option(self, name: str, default: int, highest: int) -> int:
+    def _option(self, name: str) -> int:
+        for given in self.options:
+            if given not in OPTIONS:
+                close = difflib.get_close_matches(given, OPTIONS, n=1)
+                known = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(OPTIONS)}"
+                raise UserError(f"[workload] {given}: unknown option; {known}", exit_code=2)
+        default, highest = OPTIONS[name]
         value = self.options.get(name, default)
         if not isinstance(value, int) or not 1 <= value <= highest:
-            raise UserError(
-                f"[workload] {name}: a whole number from 1 to {highest}, not {value!r}", exit_code=2
-            )
+            raise UserError(f"[workload] {name}: a whole number from 1 to {highest}, not {value!r}", exit_code=2)
         return value
 
-    @property
-    def _context(self) -> int:
-        return self._option("context", 64, 4096)
-
     def model(self) -> nn.Module:
-        width, heads = self._option("width", 64, 4096), self._option("heads", 4, 64)
+        width, heads = self._option("width"), self._option("heads")
         if width % heads:
             raise UserError(f"[workload] width {width} is no multiple of heads {heads}", exit_code=2)
-        return ByteTransformer(self._option("layers", 2, 64), width, heads, self._context)
+        return ByteTransformer(self._option("layers"), width, heads, self._option("context"))
 
     def dataset_bytes(self) -> bytes:
         if path := self.local.get("text"):
-            return Path(path).read_bytes()
+            try:
+                return Path(path).read_bytes()
+            except OSError as error:
+                raise UserError(f"--set text={path}: {error}", exit_code=2) from None
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics)).encode()
@@ -134,10 +147,11 @@ class Text(Workload):
     def data(self, split: Split) -> Windows:
         text = self.dataset if self.dataset is not None else self.dataset_bytes()
         border = int(len(text) * (1 - VALIDATION_SHARE))
-        size = self._context + 1
+        context = self._option("context")
+        size = context + 1
         if split == "train":
-            return Windows(text[:border], size, self._option("stride", 8, 4096))
-        return Windows(text[border:], size, self._context)  # every byte is predicted once
+            return Windows(text[:border], size, self._option("stride"))
+        return Windows(text[border:], size, context)  # every byte is predicted once
 
     def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         logits = model(batch[:, :-1])

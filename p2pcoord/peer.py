@@ -71,6 +71,9 @@ CATCH_UP_INTERVAL_NS = 2_000_000_000
 # The coordinator looks at its committee this often; a change takes two certificates anyway.
 TEND_INTERVAL_NS = 500_000_000
 
+# While it waits for learners it looks more often: one that has all is ready for a moment only, until the next record.
+LEARNING_INTERVAL_NS = 50_000_000
+
 # Messages that one input may cause a peer to send itself; a round needs about ten.
 MAX_LOCAL_MESSAGES = 10_000
 
@@ -146,6 +149,8 @@ class Peer:
         self.work: Work
         self._persists: dict[int, None] = {}
         self._joiners: dict[str, Admission] = {}
+        self._readers: set[str] = set()
+        """Connected peers that have shown they may join, and have not asked for it yet."""
         self._farewells: dict[str, Farewell] = {}
         self._leaving: Farewell | None = None
         self._request_at = NEVER
@@ -170,6 +175,7 @@ class Peer:
             alive=self.alive,
             fit=self.fit,
             send=self.send,
+            between_rounds=self._tend,
             ask_records=self.agreement.replication.ask,
             retry=self.agreement.replication.retry,
         )
@@ -357,8 +363,9 @@ class Peer:
         self._request(now)
         self._catch_up(now)
         if self.agreement.replication.opened and now >= self._tend_at:
-            self._tend_at = now + TEND_INTERVAL_NS
             self._tend(now)
+            learning = bool(self.agreement.replication.learners)
+            self._tend_at = now + (LEARNING_INTERVAL_NS if learning else TEND_INTERVAL_NS)
         self.work.tick(now)
         return self._finish(now)
 
@@ -381,6 +388,7 @@ class Peer:
             return []
         self._now = now
         self.connections.discard(peer)
+        self._readers.discard(peer)
         if self.gossip is not None and self.links is not None:
             self.gossip.disconnected(peer, now)
             self.links.on_disconnected(peer, now)
@@ -463,8 +471,10 @@ class Peer:
     # Messages
 
     def _dispatch(self, sender: str, message: AnyMessage, now: int) -> None:
-        if isinstance(message, RecordsRequest):
-            self._check_may_read(sender)
+        # Who was let go or excluded, and was away then, learns it from the records and from nowhere else.
+        known = self.may_read(sender) or self.roster.was_admitted(sender)
+        if isinstance(message, RecordsRequest) and not known:
+            return  # a stranger, or a joiner whose proof has not arrived yet: it gets nothing, and asks again
         if self.agreement.receive(sender, message, now) or self.work.receive(sender, message, now):
             return
         if self.gossip is not None and self.gossip.receive(sender, message, now):
@@ -478,6 +488,7 @@ class Peer:
             self._on_leave_request(sender, message, now)
         elif isinstance(message, GenesisRequest):
             self._check_proof(message.admission, sender)
+            self._readers.add(sender)
             self.outbox.send(sender, GenesisReply(self.genesis))
         elif isinstance(message, StatusRequest):
             self._check_proof(message.admission, sender)
@@ -491,11 +502,7 @@ class Peer:
 
     def may_read(self, peer: str) -> bool:
         """Strangers get nothing: ledger and content are for members, and for joiners that have shown their proof."""
-        return self.roster.is_member(peer) or peer in self._joiners
-
-    def _check_may_read(self, sender: str) -> None:
-        if not self.may_read(sender):
-            raise RemoteError("stranger", "asks for records without having shown that it may join")
+        return self.roster.is_member(peer) or peer in self._joiners or peer in self._readers
 
     def reject(self, sender: str, error: RemoteError) -> None:
         """Counts what a peer sent wrongly."""

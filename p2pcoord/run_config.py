@@ -276,6 +276,14 @@ class Participation(Section, frozen=True):
             "of the planned members",
         ),
     ] = 0.5
+    minimum_members: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=10_000)],
+        _says(
+            "no round begins with fewer living members",
+            "1: a run begins with its founder; set it when machines start one after the other",
+            "members",
+        ),
+    ] = 1
 
 
 class Coordination(Section, frozen=True):

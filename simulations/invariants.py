@@ -4,7 +4,7 @@
     certificate  a quorum of the committee at its height signed it: counted here anew, from the chain, by other code
     durable      who signed a certificate has the record on its disk, until the disk is lost
     coordinator  one a term
-    vote         one a term, also across restarts: of the votes that left a machine or that an opening shows
+    vote         one a term, also across restarts: of the votes and candidacies that left a machine, or that an opening shows
     acknowledged one record per term and height and voter, and only in the voter's own, persisted term
     term         rises by one at a time: who enters a higher one found a quorum of the one before
     version      v follows v-1 from its state, has one state; an assignment counts once
@@ -36,7 +36,7 @@ from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
 from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import signed_bytes, statement_hash
-from p2pcoord.messages import AppendReply, VoteReply, decode_message
+from p2pcoord.messages import AppendReply, VoteReply, VoteRequest, decode_message
 from p2pcoord.peer import Peer
 from p2pcoord.wire import decode
 from simulations.signatures import Keyring
@@ -268,6 +268,11 @@ class Invariants:
             reply = decode_message(data)
             if isinstance(reply, VoteReply) and reply.vote is not None:
                 self._vote(reply.vote)
+        elif b"vote?" in data[:7]:  # not "pre-vote?"
+            request = decode_message(data)
+            if isinstance(request, VoteRequest):  # who stands has voted for itself
+                last = statement_hash(self._run, request.last)
+                self._vote(Vote(request.term, machine.id, last, machine.id))
         elif b"appended" in data[:16]:
             answer = decode_message(data)
             if isinstance(answer, AppendReply):

@@ -80,6 +80,7 @@ class SteadyWork:
         return "" if self._here(body.state, now) else None
 
     def certified(self, records: Sequence[Record], now: int) -> None:
+        self._propose_at = max(self._propose_at, now)  # a coordinator begins with its opening, not in the past
         for record in records:
             body = record.body
             if isinstance(body, Round):

@@ -18,6 +18,7 @@ every other peer, a queue of messages. Nothing happens unless a command says so,
                                                are voters, the rest members
                  options: rotation=N size=N open secret=LETTER:WORD unconnected
                  gossip (announcements arrive; else they are lost)
+                 untended (no coordinator changes the committee by itself)
     time         tick A [B] 150ms              their clocks run so far, with a tick at every deadline
                  timeout A                     A's clock runs to its election timeout
                  sleep A 2s                    A's clock jumps, without a tick
@@ -156,6 +157,7 @@ class ScriptedWork:
 
     def __init__(self) -> None:
         self.verdict: str | None = ""
+        self.tended = True
 
     def check(self, record: Record, body: Round, now: int) -> str | None:
         return self.verdict
@@ -184,7 +186,7 @@ class ScriptedWork:
 
     @property
     def reconfigurable(self) -> bool:
-        return True
+        return self.tended
 
 
 def make_peer(letter: str, genesis: Record, settings: PeerSettings) -> Peer:
@@ -319,6 +321,7 @@ class World:
         self.events_only = False
         self.quiet = False
         self.gossip = False
+        self.tended = True
 
     # Commands
 
@@ -357,6 +360,7 @@ class World:
         self, letters: list[str], genesis: Record, frames: dict[str, list[bytes]], options: list[str]
     ) -> None:
         self.gossip = "gossip" in options
+        self.tended = "untended" not in options
         self.machines, self.queues, self.delivered, self.cuts = {}, {}, {}, set()
         values = dict(option.split("=") for option in options if "=" in option)
         secrets = dict([values["secret"].split(":")]) if "secret" in values else {}
@@ -382,6 +386,7 @@ class World:
         machine.lives += 1
         machine.peer = make_peer(machine.letter, machine.genesis, machine.settings)
         machine.peer.work.verdict = machine.verdict  # type: ignore[attr-defined]
+        machine.peer.work.tended = self.tended  # type: ignore[attr-defined]
         machine.pending.clear()
         machine.held.clear()
         machine.durable = 0

@@ -70,7 +70,7 @@ def test_the_length_of_a_peer_id_is_bounded_before_it_is_decoded(monkeypatch: py
         lengths.append(len(text))
         return b""
 
-    monkeypatch.setattr(identity.base58, "b58decode", decode)
+    monkeypatch.setattr(base58, "b58decode", decode)
     public_key_of.cache_clear()
     with pytest.raises(RemoteError, match="bad_peer_id"):
         public_key_of("z" * 1_000_000)

@@ -94,7 +94,10 @@ class Election:
         if voter.coordinator != coordinator:
             voter.coordinator = coordinator
             voter.outbox.emit("following", coordinator=coordinator, term=voter.term)
-        self.interval_ns = interval_ns
+        # What a coordinator states moves the timeout only between our own two settings: a liar that once coordinated would
+        # else leave behind an election that never comes, or timeouts shorter than a round trip, which nobody wins.
+        slowest = max(self.timing.heartbeat_ns, self.timing.resting_heartbeat_ns)
+        self.interval_ns = min(max(interval_ns, self.timing.heartbeat_ns), slowest)
         self.heard_at = now
         self._rearm(now)
 
@@ -114,6 +117,7 @@ class Election:
                 "coordinator-silent", coordinator=self.voter.coordinator, term=self.voter.term
             )
         self.voter.coordinator = None
+        self.interval_ns = self.timing.heartbeat_ns  # that of the silent one no longer counts
         self._ask_for_pre_votes(None, now)
 
     def next_deadline(self) -> int:

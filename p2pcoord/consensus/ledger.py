@@ -377,6 +377,9 @@ class Ledger:
                 raise RemoteError("bad_record", f"a {header.kind} record without its body")
         elif header.kind != body_kind(body) or header.body != body_hash(body):
             raise RemoteError("bad_record", "header and body disagree")
+        elif len(encode(body)) > MAX_BODY_BYTES:
+            # What a liar gets certified everybody else must be able to send.
+            raise RemoteError("bad_record", f"a {header.kind} record over {MAX_BODY_BYTES} bytes")
         own_committee = header.height if header.kind == "committee" else self.committee_height
         if header.committee != own_committee:
             raise RemoteError(

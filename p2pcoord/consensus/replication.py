@@ -24,6 +24,7 @@ import msgspec
 
 from p2pcoord.consensus.election import NEVER, Election
 from p2pcoord.consensus.ledger import (
+    MAX_BODY_BYTES,
     Acknowledgement,
     AnyBody,
     CommitteeChange,
@@ -37,6 +38,7 @@ from p2pcoord.consensus.ledger import (
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Role, Timing, Truncated, Voter
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.messages import Append, AppendReply, Records, RecordsRequest, TransferRequest, Votes
+from p2pcoord.wire import encode
 
 # Records in flight before the oldest is certified. Rounds need one or two; more would only be lost at the next election.
 MAX_UNCERTIFIED = 64
@@ -90,6 +92,8 @@ class Replication:
         self.progress: dict[str, Progress] = {}
         self.transferring: tuple[str, int] | None = None
         """(target, deadline) while the duty is being handed over: nothing is proposed meanwhile."""
+        self.unfit: set[str] = set()
+        """Voters that did not take over when asked in this term: they are not asked again in it."""
         self._heartbeat_at = NEVER
         self._quorum_seen_at = 0
         self.opened_at = 0
@@ -126,6 +130,7 @@ class Replication:
         self.progress = {}
         self.learners = ()
         self.transferring = None
+        self.unfit = set()
         self._acknowledgements = {}
         self._own_acknowledgements.clear()
         self._kept = None
@@ -138,15 +143,20 @@ class Replication:
         """Orders a record; its height, or None when this peer may not order now (not opened, handing over, too many; a
         committee change waits until all below it is certified)."""
         ledger = self.voter.ledger
-        if (
-            not self.opened
-            or self.transferring is not None
-            or ledger.height - ledger.certified >= MAX_UNCERTIFIED
-        ):
+        if not self.opened or self.transferring is not None or not self._has_room():
             return None
         if isinstance(body, CommitteeChange) and ledger.certified < ledger.height:
             return None
         return self._order(body, now)
+
+    def _has_room(self) -> bool:
+        """Whether one more record may stay uncertified: all that one certificate may come to cover fits one message."""
+        ledger = self.voter.ledger
+        uncertified = ledger.records[ledger.certified + 1 :]
+        return (
+            len(uncertified) < MAX_UNCERTIFIED
+            and sum(len(encode(record)) for record in uncertified) + MAX_BODY_BYTES <= BATCH_BYTES
+        )
 
     def _order(self, body: AnyBody, now: int) -> int:
         voter, ledger = self.voter, self.voter.ledger
@@ -239,6 +249,7 @@ class Replication:
             return
         if self.transferring is not None and now >= self.transferring[1]:
             self.voter.outbox.emit("transfer-failed", target=self.transferring[0], term=self.voter.term)
+            self.unfit.add(self.transferring[0])
             self.transferring = None
         if now >= self._heartbeat_at:
             self._beat(now)
@@ -267,6 +278,7 @@ class Replication:
         fit = self.opened and self.transferring is None and ledger.certified == ledger.height
         if (
             not fit
+            or target in self.unfit
             or progress is None
             or progress.match_height < ledger.height
             or target not in ledger.committee.voters
@@ -455,6 +467,10 @@ class Replication:
         ledger = self.voter.ledger
         if record.header.kind == "committee" and ledger.certified != record.header.height - 1:
             return "a committee change waits for the certificate of the record below it"
+        if record.body is None:  # only what is certified may have lost it
+            raise RemoteError("bad_record", f"a {record.header.kind} to be judged without its body")
+        if record.header.kind != "opening" and not self._has_room():
+            return "too many records before it are not certified"
         ledger.check_next(record)
         return self._check(record)
 
@@ -535,7 +551,7 @@ class Replication:
             end -= 1
         if (
             end < start
-        ):  # at most MAX_UNCERTIFIED records share one certificate, so a whole batch always reaches one
+        ):  # a batch that ends within what one certificate covers: all of that fits a message (_has_room)
             end = next(h for h in range(start, ledger.certified + 1) if h in ledger.certificates)
             records = tuple(ledger.records[start : end + 1])
         return Records(records[: end - start + 1], ledger.certificates[end], ledger.certified)

@@ -93,6 +93,8 @@ class RoundCoordinator:
         self.proposed: int | None = None
         self._summed: set[str] = set()
         self._extensions = 0
+        self._asking = True
+        """Whether this coordinator is new and has to find out what its predecessor began."""
         self._reoffered: dict[str, Reoffered] = {}
         self._asked: set[str] = set()
         self._started_at = now
@@ -123,7 +125,7 @@ class RoundCoordinator:
     @property
     def idle(self) -> bool:
         """Strictly between two rounds: nothing is lost by handing the duty over."""
-        return not self.active or self.phase is Phase.COMPLETED or self.plan is None
+        return not self.active or (self.phase is Phase.COMPLETED and self.proposed is None)
 
     @property
     def reconfigurable(self) -> bool:
@@ -212,10 +214,11 @@ class RoundCoordinator:
     def _initialize(self, now: int) -> None:
         living = [member for member in self.setting.roster.members if self.setting.fit(member)]
         waiting = [member for member in living if member not in self._reoffered]
-        if waiting and now < self._phase_at + REOFFER_WINDOW_NS:
+        if self._asking and waiting and now < self._phase_at + REOFFER_WINDOW_NS:
             self._ask_members(now)
             return
-        if now < self._not_before or not living or self.replication.transferring is not None:
+        enough = len(living) >= max(self.setting.rules.minimum_members, 1)
+        if now < self._not_before or not enough or self.replication.transferring is not None:
             self._retry_at = now + RETRY_NS
             return
         shown = [m.plan for m in self._reoffered.values() if m.plan is not None]
@@ -713,12 +716,13 @@ class RoundCoordinator:
         ledger = self.setting.voter.ledger
         if self.over or self.proposed is not None or now < self._not_before:
             return
+        self.setting.between_rounds(now)
         if ledger.certified != ledger.height or self.replication.transferring is not None:
             return
         self._started_at = now
         self._enter(Phase.INITIALIZATION, now)
-        living = [member for member in self.setting.roster.members if self.setting.fit(member)]
-        self._plan(self._deal(living), now)
+        self._asking = False
+        self._initialize(now)
 
     def status(self, now: int) -> dict[str, Any]:
         """For people: where the round stands, and how long it waits at most."""

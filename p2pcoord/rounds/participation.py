@@ -53,6 +53,8 @@ class Roster:
         self._secret = secret
         self._members: dict[str, Member] = {}
         """Every member ever admitted and not left, in order of admission."""
+        self._admitted: set[str] = set()
+        """Every member ever admitted."""
         self._exclusions: dict[str, Exclusion] = {}
         self._times_excluded: dict[str, int] = {}
         self.version = 0
@@ -63,12 +65,14 @@ class Roster:
             body = record.body
             if isinstance(body, Genesis):
                 self._members[body.founder] = Member("founder", 0)
+                self._admitted.add(body.founder)
             elif isinstance(body, Round):
                 self.version = body.version
             elif isinstance(body, Members):
                 for admission in body.admitted:
                     self._members.pop(admission.peer, None)
                     self._members[admission.peer] = Member(admission.name, record.header.height)
+                    self._admitted.add(admission.peer)
                 for farewell in body.left:
                     self._members.pop(farewell.peer, None)
                 for exclusion in body.excluded:
@@ -87,6 +91,10 @@ class Roster:
 
     def is_member(self, peer: str) -> bool:
         return peer in self._members and not self.excluded(peer)
+
+    def was_admitted(self, peer: str) -> bool:
+        """Whether it was a member at any time, whatever became of it."""
+        return peer in self._admitted
 
     def name_of(self, peer: str) -> str:
         member = self._members.get(peer)
@@ -119,6 +127,8 @@ class Roster:
         if len(body.admitted) + len(body.left) + len(body.excluded) > MAX_ADMISSIONS:
             return "too many changes in one record"
         for admission in body.admitted:
+            if not admission.peer.isascii():
+                return "no admission: a peer id has letters of base58 only"
             if len(admission.peer) > MAX_PEER_ID_LENGTH or len(admission.proof) > MAX_PROOF_BYTES:
                 return f"no admission: a peer id of {len(admission.peer)} letters, a proof of {len(admission.proof)} bytes"
             if len(admission.name) > MAX_NAME_LENGTH:

@@ -32,6 +32,7 @@ class Rules(msgspec.Struct, frozen=True):
     barrier_ns: int
     straggler_policy: StragglerPolicy
     minimum_share: float
+    minimum_members: int
     mean: Mean
     fan_out: int
     optimizer: Optimizer
@@ -56,6 +57,7 @@ def rules_of(config: RunConfig, pins: WorkloadPins, state_zero: ContentRef) -> R
         barrier_ns=int(config.synchronization.barrier_timeout_s * 1e9),
         straggler_policy=StragglerPolicy(config.synchronization.straggler_policy),
         minimum_share=config.participation.minimum_share,
+        minimum_members=config.participation.minimum_members,
         mean=Mean(config.aggregation.weighted, config.aggregation.clip_norm),
         fan_out=config.aggregation.fan_out,
         optimizer=configured(config.optimization),
@@ -86,6 +88,7 @@ class Setting:
         alive: Callable[[str], bool],
         fit: Callable[[str], bool],
         send: Callable[[str, msgspec.Struct], None],
+        between_rounds: Callable[[int], None],
         ask_records: Callable[[str, int], None],
         retry: Callable[[int], None],
     ) -> None:
@@ -101,6 +104,8 @@ class Setting:
         self.fit = fit
         """Whether it is alive beyond suspicion and can be reached: new work, and bytes, may rest on it."""
         self.send = send
+        self.between_rounds = between_rounds
+        """The coordinator's care for members, committee and rotation; what it orders is certified before the next round."""
         self.ask_records = ask_records
         self.retry = retry
         """Something that a check waited for has come."""

@@ -413,8 +413,12 @@ trio.run(main)
 
 @pytest.mark.trio
 async def test_a_source_process_killed_in_mid_transfer_costs_only_what_it_owed() -> None:
+    def slow(index: int, chunk: bytes) -> bytes:
+        time.sleep(0.05)
+        return chunk
+
     with trio.fail_after(40):
-        async with fetcher_and_sources(Held(twist=lambda i, chunk: (time.sleep(0.05), chunk)[1])) as (
+        async with fetcher_and_sources(Held(twist=slow)) as (
             fetcher,
             sources,
         ):

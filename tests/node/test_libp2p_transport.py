@@ -110,9 +110,10 @@ async def stranger(transport: Libp2pTransport) -> trio.SocketStream:
 async def closed_after(stream: trio.SocketStream) -> bytes:
     """What the other end says until it closes."""
     said = b""
-    with suppress(trio.BrokenResourceError):
-        while data := await stream.receive_some(65_536):
-            said += data
+    async with stream:
+        with suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some(65_536):
+                said += data
     return said
 
 
@@ -339,6 +340,31 @@ async def test_round_trips_are_measured() -> None:
             measured = a.round_trip_s(b.peer_id)
             assert measured is not None
             assert 0 < measured < 1
+
+
+@pytest.mark.trio
+async def test_a_plain_libp2p_host_can_take_part() -> None:
+    from libp2p import new_host
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+    from multiaddr import Multiaddr
+
+    key = IdentityKey.generate()
+    host = new_host(key_pair=key.libp2p_key_pair(), sec_opt={NOISE: noise_transport(key)})
+    with trio.fail_after(20):
+        async with opened() as a, host.run([]):
+            await host.connect(info_from_p2p_addr(Multiaddr(a.addresses()[0])))
+            stream = await host.new_stream(
+                info_from_p2p_addr(Multiaddr(a.addresses()[0])).peer_id, [MESSAGES]
+            )
+            await stream.write(frame(HELLO, bytes(8) + b"from elsewhere"))
+            assert (await next_of(a, Connected)).peer == key.peer_id
+            assert isinstance(stream, NetStream)
+            kind, body = await FrameReader(stream, {HELLO: 100}).next(stall_s=5)
+            assert (kind, body[8:]) == (HELLO, b"hello")
+            await stream.write(frame(MESSAGE, b"a message"))
+            assert await next_of(a, Received) == Received(key.peer_id, b"a message")
+            await host.close()
 
 
 # A peer that dies, stops or does not keep up ----------------------------------------------------------------------------------

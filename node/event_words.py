@@ -1,0 +1,140 @@
+"""Events in words: what happened, as a line for people. The console and `p2pcoord status` tell the same story.
+
+An event that nobody watches for (a phase, a fetch, a single record) has no words: it is in the events file, and only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+NameOf = Callable[[str], str]
+"""A peer id as people know it: its name, or the end of its id."""
+
+Words = Callable[[Mapping[str, Any], NameOf], str | None]
+
+COLUMN: Final = "  "
+
+
+def short_name(peer_id: str) -> str:
+    """The end of a peer id: its beginning is the same for all Ed25519 keys."""
+    return peer_id[-8:]
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that would steer a terminal: names and reasons come from other machines."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text.replace("\t", " "))
+
+
+def commit_line(fields: Mapping[str, Any], name_of: NameOf) -> str:
+    """One certified round: round, loss, what the workload measures, contributors, seconds, coordinator."""
+    measures = fields.get("measures") or {}
+    contributors = " ".join(name_of(peer) for peer in fields.get("contributors") or ())
+    parts = [
+        f"round {fields.get('version', '?')}",
+        f"loss {number(fields.get('loss'))}",
+        *(f"{name} {number(value)}" for name, value in sorted(measures.items())),
+        f"contributors {contributors or '-'}",
+        f"{fields.get('seconds') or 0.0:.1f} s",
+        f"coordinator {name_of(str(fields.get('coordinator') or '-'))}",
+    ]
+    return COLUMN.join(parts)
+
+
+def number(value: Any) -> str:
+    """Four significant digits; a dash for what is none."""
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def in_words(event: str, fields: Mapping[str, Any], name_of: NameOf) -> str | None:
+    """The event as a sentence on one line; None for events that are for the file only."""
+    words = WORDS.get(event)
+    told = None if words is None else words(fields, name_of)
+    return None if told is None else printable(told)
+
+
+def _who(fields: Mapping[str, Any], name_of: NameOf, key: str = "peer") -> str:
+    value = fields.get(key)
+    return name_of(value) if isinstance(value, str) and value else "somebody"
+
+
+def _fetched(fields: Mapping[str, Any], name_of: NameOf) -> str | None:
+    """Where a state came from; the fetches of every round have no words."""
+    if fields.get("purpose") != "state":
+        return None
+    sources = fields.get("sources") or {}
+    told = ", ".join(f"{size(count)} from {name_of(peer)}" for peer, count in sources.items())
+    refused = fields.get("refused") or {}
+    bad = "".join(f"; {name_of(peer)} was dropped ({reason})" for peer, reason in refused.items())
+    return f"fetched the state of version {fields.get('version')}: {told or 'it was here'}{bad}"
+
+
+def _excluded(fields: Mapping[str, Any], name_of: NameOf) -> str:
+    until = fields.get("until")
+    wait = f"until version {until}" if until else "for good"
+    return f"{_who(fields, name_of)} is excluded {wait}: {fields.get('reason')}"
+
+
+def _names(value: Any, name_of: NameOf) -> str:
+    return ", ".join(name_of(peer) for peer in value or ()) or "nobody"
+
+
+WORDS: Final[dict[str, Words]] = {
+    # The run
+    "commit": commit_line,
+    "joined": lambda f, n: "this machine is a member of the run",
+    "admitted": lambda f, n: f"{f.get('name') or _who(f, n)} joined the run",
+    "left": lambda f, n: f"{_who(f, n)} left the run",
+    "excluded": _excluded,
+    "fetched": _fetched,
+    "join-refused": lambda f, n: f"{_who(f, n, 'by')} does not let this machine in: {f.get('reason')}",
+    # Who is there
+    "failed": lambda f, n: f"{_who(f, n)} is gone",
+    "alive": lambda f, n: f"{_who(f, n)} is {'back' if f.get('was') == 'dead' else 'there'}",
+    "unreachable": lambda f, n: f"{_who(f, n, 'by')} cannot connect to this machine",
+    "reachable": lambda f, n: f"{_who(f, n, 'by')} can connect to this machine",
+    "equivocation": lambda f, n: f"{_who(f, n)} signed two contradicting statements",
+    # The duty
+    "coordinator": lambda f, n: f"this machine coordinates term {f.get('term')}",
+    "following": lambda f, n: f"{_who(f, n, 'coordinator')} coordinates term {f.get('term')}",
+    "coordinator-silent": lambda f, n: f"{_who(f, n, 'coordinator')} coordinates no more: it is silent",
+    "candidate": lambda f, n: f"this machine stands for election in term {f.get('term')}",
+    "stepped-down": lambda f, n: f"this machine coordinates no more: {f.get('reason')}",
+    "transfer": lambda f, n: f"the duty goes to {_who(f, n, 'target')}",
+    "transfer-failed": lambda f, n: f"{_who(f, n, 'target')} did not take the duty over",
+    "committee": lambda f, n: f"the voters shall be {_names(f.get('voters'), n)}",
+    "quorum-lost": lambda f, n: (
+        f"waiting for quorum: {f.get('reachable', '?')} of {f.get('needed', '?')} needed; missing "
+        f"{_names(f.get('missing'), n)}"
+    ),
+    "quorum-regained": lambda f, n: "there is a quorum again",
+    # The round
+    "reassigned": lambda f, n: f"{_who(f, n, 'now')} takes over what {_who(f, n, 'was')} was given",
+    "left-out": lambda f, n: f"{_who(f, n)} is late: the round goes on without it",
+    "barrier": lambda f, n: f"the round waits for {_names(f.get('missing'), n)}: {f.get('decision')}",
+    "lost": lambda f, n: f"{_who(f, n)} cannot be had for attempt {f.get('attempt')}: {f.get('reason')}",
+    "assignment-failed": lambda f, n: f"{_who(f, n)} could not train: {f.get('reason')}",
+    "training-failed": lambda f, n: f"training failed here: {f.get('reason')}",
+    "trainer-died": lambda f, n: f"the trainer is started again: {f.get('reason')}",
+    "validation-failed": lambda f, n: f"validation failed at {_who(f, n)}: {f.get('reason')}",
+    "attempt-refused": lambda f, n: f"attempt {f.get('attempt')} was refused: {f.get('reason')}",
+    "step-failed": lambda f, n: f"version {f.get('version')} could not be computed here: {f.get('reason')}",
+    "state-differs": lambda f, n: f"another state of version {f.get('version')} was computed here",
+    "fetch-failed": lambda f, n: (
+        f"{f.get('purpose')} could not be fetched from {_who(f, n, 'source')}: {f.get('reason')}"
+    ),
+    # What was refused
+    "rejected": lambda f, n: (
+        f"refused what {_who(f, n)} sent: {f.get('kind')} {f.get('detail') or ''}".rstrip()
+    ),
+    "late-tick": lambda f, n: f"this machine slept for {(f.get('late_ns') or 0) / 1e9:.1f} s",
+}
