@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,6 +32,7 @@ from p2pcoord.layout import Layout
 from p2pcoord.optimization.optimizer import configured
 from p2pcoord.optimization.step import step
 from p2pcoord.run_config import RunSettings, derive_seed, parse_run_file
+from p2pcoord.workload import Workload
 
 SMOOTHING = 0.01  # added to every count; of 1, 0.1, 0.01 and 0.001 the best on this text
 RUN = bytes(32)
@@ -52,7 +54,9 @@ def trigram_bits(text: bytes) -> float:
 class Replica:
     """One member's trainer, and the share of the data that it is dealt in every round."""
 
-    def __init__(self, folder: Path, settings: RunSettings, share: int, shares: int) -> None:
+    def __init__(
+        self, folder: Path, settings: RunSettings, share: int, shares: int, workload: Workload
+    ) -> None:
         folder.mkdir()
         self.folder = folder
         self._settings = settings
@@ -60,7 +64,7 @@ class Replica:
         self._shares = shares
         local = settings.local
         configuration = Configure({}, "dealt", local.batch_size, local.optimizer, derive_seed(RUN, "model"))
-        self.training = LocalTraining(Text(), bytes(32), torch.device("cpu"), folder, configuration)
+        self.training = LocalTraining(workload, bytes(32), torch.device("cpu"), folder, configuration)
 
     def train(self, base: Path, version: int) -> Path:
         """A contribution from this base."""
@@ -84,11 +88,11 @@ class Replica:
             raise SystemExit(f"replica {self._share} diverged in version {version}")
         return output
 
-    def bits(self, state: Path) -> float:
-        """Bits per byte of the whole validation text."""
+    def measure(self, state: Path, metric: str) -> float:
+        """A metric's mean over all validation data."""
         samples = self.training.describe().validation_samples
         validated = self.training.validate(Validate(str(state), ((0, samples),)), lambda: False)
-        return validated.metric_sums["bits_per_byte"] / validated.samples
+        return validated.metric_sums[metric] / validated.samples
 
 
 def averaged(
@@ -122,22 +126,32 @@ def alone(settings: RunSettings) -> RunSettings:
     return msgspec.structs.replace(settings, optimization=outer)
 
 
-def reach(name: str, settings: RunSettings, replicas: int, shares: int, folder: Path) -> list[float]:
-    """Train, print bits per byte after each round, and return them."""
+def reach(
+    workload: type[Workload], metric: str, settings: RunSettings, replicas: int, shares: int, folder: Path
+) -> Iterator[float]:
+    """The metric after each round of some replicas, each on its one of `shares` shares."""
     folder.mkdir()
-    members = [Replica(folder / f"replica{index}", settings, index, shares) for index in range(replicas)]
+    members = [
+        Replica(folder / f"replica{index}", settings, index, shares, workload()) for index in range(replicas)
+    ]
     state = folder / "state0"
     slots = configured(settings.optimization).slots
     request = Initialize(None, slots, str(state), str(folder / "dataset"), str(folder / "frozen"))
     layout = members[0].training.initialize(request).described.pins.layout
-    reached, began = [], time.perf_counter()
     for version in range(settings.strategy.aggregation_rounds):
         contributions = [member.train(state, version) for member in members]
         state = averaged(layout, settings, state, contributions, version)
-        reached.append(members[0].bits(state))
-        steps = (version + 1) * (settings.strategy.local_steps or 0)
+        yield members[0].measure(state, metric)
+
+
+def told(name: str, settings: RunSettings, figures: Iterator[float]) -> list[float]:
+    """Print bits per byte after each round, and return them."""
+    reached, began = [], time.perf_counter()
+    for bits in figures:
+        reached.append(bits)
+        steps = len(reached) * (settings.strategy.local_steps or 0)
         print(
-            f"{name}: round {version + 1}, {steps} local steps each, {reached[-1]:.3f} bits per byte, "
+            f"{name}: round {len(reached)}, {steps} local steps each, {bits:.3f} bits per byte, "
             f"{time.perf_counter() - began:.0f} s",
             flush=True,
         )
@@ -146,7 +160,9 @@ def reach(name: str, settings: RunSettings, replicas: int, shares: int, folder: 
 
 def main() -> None:
     """Print the three figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     recommended = parse_run_file("", workload_defaults=Text.run_defaults())
     parser.add_argument("--rounds", type=int, default=recommended.strategy.aggregation_rounds)
     parser.add_argument("--local-steps", type=int, default=recommended.strategy.local_steps)
@@ -162,8 +178,17 @@ def main() -> None:
     trigram = trigram_bits(Text().dataset_bytes())
     print(f"trigram table: {trigram:.3f} bits per byte", flush=True)
     with TemporaryDirectory() as folder:
-        single = reach("alone on its share", alone(settings), 1, said.replicas, Path(folder, "alone"))
-        together = reach(f"{said.replicas} replicas", settings, said.replicas, said.replicas, Path(folder, "together"))
+        one, all_of_them = alone(settings), said.replicas
+        single = told(
+            "alone on its share",
+            one,
+            reach(Text, "bits_per_byte", one, 1, all_of_them, Path(folder, "alone")),
+        )
+        together = told(
+            f"{said.replicas} replicas",
+            settings,
+            reach(Text, "bits_per_byte", settings, all_of_them, all_of_them, Path(folder, "together")),
+        )
     below = next((index + 1 for index, bits in enumerate(together) if bits < 2.4), None)
     figures = {
         "trigram_bits_per_byte": round(trigram, 3),

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -168,9 +167,11 @@ def newest_events(directory: Path) -> list[dict[str, Any]]:
     return found
 
 
-def follow_events(
-    directory: Path, *, wait: Callable[[], object] = partial(time.sleep, POLL_S)
-) -> Iterator[dict[str, Any]]:
+def _pause() -> None:
+    time.sleep(POLL_S)
+
+
+def follow_events(directory: Path, *, wait: Callable[[], object] = _pause) -> Iterator[dict[str, Any]]:
     """All events, and then each new one as it comes, without end. `wait` is called when there is nothing new.
 
     Files may change names under it, and need not exist yet. After more than two changes between two looks the events

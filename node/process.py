@@ -107,9 +107,10 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
 def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
     """A user's mistake comes out of the nurseries wrapped; nothing else is hidden by unwrapping it."""
     mistakes, others = group.split(UserError)
-    while isinstance(mistakes, BaseExceptionGroup):
-        mistakes = mistakes.exceptions[0]
-    return mistakes if others is None and isinstance(mistakes, UserError) else None
+    found: BaseException | None = mistakes
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found if others is None and isinstance(found, UserError) else None
 
 
 class _Node:
@@ -293,7 +294,7 @@ class _Node:
                 run.secret,
                 committee_size=coordination.committee_size,
                 rotation_rounds=coordination.rotation_rounds,
-                rules=rules_of(run.config, run.pins, run.state_zero),
+                rules=rules_of(run.config, run.pins, run.genesis.body),
                 gossip=True,
                 addresses=self.transport.addresses()[:16],
                 bootstrap=(*self.options.bootstrap, *self._known_addresses()),

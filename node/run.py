@@ -84,12 +84,6 @@ class Run(msgspec.Struct, frozen=True):
         assert isinstance(self.genesis.body, Genesis)
         return self.genesis.body
 
-    @property
-    def state_zero(self) -> ContentRef:
-        if self.body.state is None:
-            raise LocalError("genesis without version 0")
-        return self.body.state
-
 
 def authority_of(key: IdentityKey, run: bytes) -> Authority:
     return Authority(Ed25519Signer(key.seed), verify_ed25519, run)

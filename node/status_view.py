@@ -98,7 +98,7 @@ def quorum_line(document: Document, now: datetime) -> str:
 
 
 def _missing(document: Document, peer: str, now: datetime) -> str:
-    member = next((m for m in document.get("members") or () if m.get("peer_id") == peer), {})
+    member: Mapping[str, Any] = next((m for m in document.get("members") or () if m.get("peer_id") == peer), {})
     seen = member.get("last_seen_s")
     when = "never seen" if seen is None else f"last seen {now - timedelta(seconds=seen):%H:%M}"
     return f"{name_in(document)(peer)} ({when})"
@@ -166,9 +166,10 @@ def render(
 ) -> Group:
     """All of the status. `events` are the newest of the events file, oldest first."""
     moment = now or datetime.now()
-    parts: list[RenderableType] = []
-    for line in lines(document, moment):
-        parts.append(Text(line, style="bold yellow" if line.startswith("waiting for quorum") else ""))
+    parts: list[RenderableType] = [
+        Text(line, style="bold yellow" if line.startswith("waiting for quorum") else "")
+        for line in lines(document, moment)
+    ]
     parts.append(members_table(document))
     name_of = name_in(document)
     parts += [Text(line, style="dim") for line in worded(events, name_of)]

@@ -125,7 +125,9 @@ class Text(Workload):
         default, highest = OPTIONS[name]
         value = self.options.get(name, default)
         if not isinstance(value, int) or not 1 <= value <= highest:
-            raise UserError(f"[workload] {name}: a whole number from 1 to {highest}, not {value!r}", exit_code=2)
+            raise UserError(
+                f"[workload] {name}: a whole number from 1 to {highest}, not {value!r}", exit_code=2
+            )
         return value
 
     def model(self) -> nn.Module:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,17 +130,24 @@ def verify(
 
     Raises UserError when it is no data directory or cannot be read. `progress` is told what is looked at.
     """
+    report = Verified(str(directory))
     for attempt in range(ATTEMPTS):
+        if attempt:
+            wait(PAUSE_S)
         report = Verified(str(directory))
         with Store.open(directory, read_only=True) as store:
             state = _verify_log(store, report, progress)
-            if state is None or store.has(state) or attempt == ATTEMPTS - 1:
+            if _verify_state(store, state, report):
                 _verify_objects(store, state, report, progress)
-                if state is None or store.ref_of(state.root) or attempt == ATTEMPTS - 1:
-                    break
-        wait(
-            PAUSE_S
-        )  # the node beside us goes on: a state that comes, or one that was replaced while we read
+                break
+    else:
+        report.problems.append(
+            Problem(
+                f"the state of version {report.version} is not here: object {report.state} (the node fetches it from "
+                "others)",
+                height=report.certified,
+            )
+        )
     del report.problems[MAX_PROBLEMS:]
     return report
 
@@ -389,30 +396,33 @@ def replay_frames(payloads: Sequence[bytes], replay: Replay) -> Problem | None:
 # Objects -------------------------------------------------------------------------------------------------------------
 
 
+def _verify_state(store: Store, state: ContentRef | None, report: Verified) -> bool:
+    """Checks the certified state; False when it is not here, or was replaced while it was read."""
+    if state is None:
+        return True
+    if not store.has(state):
+        return False
+    return _verify_object(store, state, report)
+
+
 def _verify_objects(
     store: Store, state: ContentRef | None, report: Verified, progress: Callable[[str], object]
 ) -> None:
-    refs = sorted(store.refs(), key=lambda ref: ref.root)
-    if state is not None:
-        if state not in refs:
-            report.problems.append(
-                Problem(f"the state of version {report.version} is not here: object {state.root.hex()} of {state.size_bytes} "
-                        "bytes (the node fetches it from others)", height=report.certified)
-            )  # fmt: skip
-        refs.sort(key=lambda ref: ref != state)  # the state first: a running node may replace it soon
-    progress(f"{len(refs)} objects")
-    for problem in _damaged(store, refs, report):
-        report.problems.append(problem)
+    others = sorted((ref for ref in store.refs() if ref != state), key=lambda ref: ref.root)
+    progress(f"{len(others)} objects besides the state")
+    for ref in others:
+        _verify_object(store, ref, report)
 
 
-def _damaged(store: Store, refs: Sequence[ContentRef], report: Verified) -> Iterator[Problem]:
-    for ref in refs:
-        try:
-            store.check(ref)
-        except MissingObject:  # the node beside us needed it no more
-            continue
-        except DamagedObject as damaged:
-            yield Problem(str(damaged))
-            continue
+def _verify_object(store: Store, ref: ContentRef, report: Verified) -> bool:
+    """False when the object went away: the node beside us needed it no more."""
+    try:
+        store.check(ref)
+    except MissingObject:
+        return False
+    except DamagedObject as damaged:
+        report.problems.append(Problem(str(damaged)))
+    else:
         report.objects += 1
         report.object_bytes += ref.size_bytes
+    return True

@@ -17,6 +17,7 @@ from p2pcoord.consensus.ledger import (
     Farewell,
     Grant,
     Members,
+    Opening,
     Record,
     Transfer,
     Vote,
@@ -387,6 +388,61 @@ def test_a_lying_coordinator_gets_no_acknowledgement_for_a_round_without_its_bod
     assert counted(voter) == {"bad_record": 1}
     assert not sent(effects)
     assert voter.agreement.voter.ledger.height == 5
+
+
+def voter_with_an_uncertified_round() -> tuple[World, Peer]:
+    """B, which holds A's round at height 6 of term 2 and acknowledged it; A's log and clocks are the world's."""
+    world = World()
+    for command in (
+        "committee A B C",
+        "timeout A",
+        "settle",
+        "tick A 150ms",
+        "settle",
+        "propose A",
+        "deliver A->B",
+    ):
+        world.execute(command)
+    voter = world.machines["B"].peer
+    assert voter is not None
+    assert voter.status(0)["height"] == 6
+    return world, voter
+
+
+def test_two_records_of_one_coordinator_for_one_place_get_one_acknowledgement() -> None:
+    world, voter = voter_with_an_uncertified_round()
+    ledger = voter.agreement.voter.ledger
+    held = ledger.hashes[6]
+    other = make_record(
+        authority_of("A"),
+        height=6,
+        term=2,
+        previous=ledger.hashes[5],
+        committee=4,
+        body=scripted_round(6, b"another"),
+    )
+    append = Append(2, 150 * MS, 5, ledger.hashes[5], (other,), None, None)
+    effects = voter.receive(A, encode(append), world.machines["B"].clock)
+    assert counted(voter) == {"equivocation": 1}
+    assert not sent(effects)
+    assert ledger.hashes[6] == held
+
+
+def test_a_record_that_cannot_replace_others_leaves_them_as_they_were() -> None:
+    world, voter = voter_with_an_uncertified_round()
+    ledger = voter.agreement.voter.ledger
+    before = list(ledger.records)
+    name = ledger.hashes[5]
+    votes = Votes(tuple(authority_of(x).sign(Vote(3, C, name, peer_id(x))) for x in "AC"))
+    short = Opening(votes.votes[:1])
+    opening = make_record(authority_of("C"), height=6, term=3, previous=name, committee=4, body=short)
+    append = Append(3, 150 * MS, 5, name, (opening,), None, votes)
+    effects = voter.receive(C, encode(append), world.machines["B"].clock)
+    assert counted(voter) == {"bad_votes": 1}
+    assert ledger.records == before
+    # The term is proven, so it is entered; nothing of the log is written.
+    frames = [decode(f, PeerFrame) for e in effects if isinstance(e, Persist) for f in e.frames]  # type: ignore[arg-type,var-annotated]
+    assert all(isinstance(frame, Standing) for frame in frames)
 
 
 def test_a_committee_of_strangers_is_not_acknowledged_and_what_was_begun_can_be_ended() -> None:

@@ -47,7 +47,13 @@ def test_an_empty_run_file_gives_the_defaults() -> None:
 def test_every_field_of_every_section_can_be_set_to_its_default_and_that_changes_nothing() -> None:
     sections: dict[str, list[str]] = {}
     for field in reference():
-        if field.default != "unset" and field.name not in ("momentum", "nesterov", "beta1", "beta2", "epsilon"):
+        if field.default != "unset" and field.name not in (
+            "momentum",
+            "nesterov",
+            "beta1",
+            "beta2",
+            "epsilon",
+        ):
             sections.setdefault(field.section, []).append(f"{field.name} = {field.default}")
     text = "\n".join(f"[{name}]\n" + "\n".join(lines) for name, lines in sections.items())
     assert parse_run_file(text) == RunSettings()
@@ -127,17 +133,23 @@ def test_the_file_overrides_the_workloads_defaults_key_by_key() -> None:
         "strategy": {"local_steps": 50, "aggregation_rounds": 20},
         "local": {"optimizer": {"learning_rate": 0.5, "beta1": 0.8}},
     }
-    assert parse_run_file("", workload_defaults=defaults).strategy == Strategy(local_steps=50, aggregation_rounds=20)
+    assert parse_run_file("", workload_defaults=defaults).strategy == Strategy(
+        local_steps=50, aggregation_rounds=20
+    )
     file = "[strategy]\nlocal_epochs = 3\n[local.optimizer]\nlearning_rate = 0.25"
     settings = parse_run_file(file, workload_defaults=defaults)
     assert settings.strategy == Strategy(local_epochs=3, aggregation_rounds=20)
     assert settings.local.optimizer == LocalOptimizer(learning_rate=0.25, beta1=0.8)
     other = parse_run_file("[local.optimizer]\nkind = 'sgd'", workload_defaults=defaults)
-    assert other.local.optimizer == LocalOptimizer(kind="sgd"), "defaults made for AdamW say nothing about SGD"
+    assert other.local.optimizer == LocalOptimizer(kind="sgd"), (
+        "defaults made for AdamW say nothing about SGD"
+    )
 
 
 def test_a_mistake_in_the_workloads_defaults_is_the_workloads() -> None:
-    with pytest.raises(UserError, match=r"run_defaults\(\) of the workload: \[strategy\] local_epochs: int >= 1"):
+    with pytest.raises(
+        UserError, match=r"run_defaults\(\) of the workload: \[strategy\] local_epochs: int >= 1"
+    ):
         parse_run_file("", workload_defaults={"strategy": {"local_epochs": 0}})
 
 
@@ -169,7 +181,9 @@ def test_a_config_survives_the_wire_and_its_hash_names_it() -> None:
         {"founder": ""},
     ],
 )
-def test_a_config_that_breaks_a_rule_is_refused_from_a_peer_and_never_founded(change: dict[str, object]) -> None:
+def test_a_config_that_breaks_a_rule_is_refused_from_a_peer_and_never_founded(
+    change: dict[str, object],
+) -> None:
     config = msgspec.structs.replace(founded(), **change)
     with pytest.raises(RemoteError) as caught:
         decode(encode(config))
@@ -199,7 +213,9 @@ def test_the_page_lists_every_field_with_its_type_unit_default_and_reason() -> N
     """Run this file as a program to see the rows that the page should have."""
     page = PAGE.read_text(encoding="utf-8")
     for field in reference():
-        assert table_row(field) in page, f"docs/run-file.md lacks or contradicts [{field.section}] {field.name}"
+        assert table_row(field) in page, (
+            f"docs/run-file.md lacks or contradicts [{field.section}] {field.name}"
+        )
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) == len(list(reference())), "docs/run-file.md lists a field that is none"
 
@@ -214,6 +230,8 @@ if __name__ == "__main__":
     last = ""
     for documented in reference():
         if documented.section != last:
-            print(f"\n## [{documented.section}]\n\n| key | meaning | type | unit | default | why |\n|---|---|---|---|---|---|")
+            print(
+                f"\n## [{documented.section}]\n\n| key | meaning | type | unit | default | why |\n|---|---|---|---|---|---|"
+            )
             last = documented.section
         print(table_row(documented))

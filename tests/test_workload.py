@@ -54,7 +54,9 @@ def test_equal_pins_differ_in_nothing() -> None:
 def test_another_source_only_warns() -> None:
     told = compare_pins(pins(source=b"1" * 32), pins())
     assert told.refused == ()
-    assert told.warned[0].startswith("the workload's source differs from the founder's (SHA-256 313131313131 here, 000000")
+    assert told.warned[0].startswith(
+        "the workload's source differs from the founder's (SHA-256 313131313131 here, 000000"
+    )
 
 
 @pytest.mark.parametrize(

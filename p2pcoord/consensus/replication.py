@@ -448,6 +448,9 @@ class Replication:
         if height <= ledger.certified:
             raise RemoteError("contradiction", f"another record at certified height {height}")
         replaced = ledger.records[height:]
+        if replaced and replaced[0].header.term == record.header.term:
+            # One coordinator signed both. Whoever followed it here would sign two acknowledgements for one place.
+            raise RemoteError("equivocation", f"two records at height {height} of term {record.header.term}")
         ledger.truncate(height - 1)
         verdict: str | None = "refused"
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from p2pcoord.aggregation.mean import Mean
-from p2pcoord.consensus.ledger import Header
+from p2pcoord.consensus.ledger import Genesis, Header
 from p2pcoord.consensus.voter import Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Cancel, Effect, Outcome
@@ -44,13 +44,17 @@ class Rules(msgspec.Struct, frozen=True):
     contribution_bytes: int
     state_zero: ContentRef
     seed: int
+    pinned: frozenset[bytes] = frozenset()
+    """Roots that are kept for as long as the run lasts: the founder's data set and frozen parameters."""
 
     def step_parameters(self, version: int) -> StepParameters:
         return self.optimizer.parameters(version, self.learning_rate(version))
 
 
-def rules_of(config: RunConfig, pins: WorkloadPins, state_zero: ContentRef) -> Rules:
-    """The rules that a run's config and pins amount to."""
+def rules_of(config: RunConfig, pins: WorkloadPins, genesis: Genesis) -> Rules:
+    """The rules that a run's config and pins amount to. Raises LocalError for a genesis without version 0."""
+    if genesis.state is None:
+        raise LocalError("genesis names no version 0")
     rate = config.optimization.learning_rate
     return Rules(
         rounds=config.strategy.aggregation_rounds,
@@ -65,8 +69,9 @@ def rules_of(config: RunConfig, pins: WorkloadPins, state_zero: ContentRef) -> R
         train_length=pins.train.length if pins.train else 0,
         validation_length=pins.validation.length if pins.validation else 0,
         contribution_bytes=pins.layout.contribution_bytes,
-        state_zero=state_zero,
+        state_zero=genesis.state,
         seed=derive_seed(run_id(config), "rounds"),
+        pinned=frozenset(ref.root for ref in (genesis.dataset, genesis.frozen) if ref is not None),
     )
 
 

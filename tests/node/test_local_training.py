@@ -56,7 +56,12 @@ class OnDisk:
         return self.training.initialize(Initialize(init, 1, state, dataset, frozen))
 
     def train(self, *, cancelled: bool = False, **changes: Any) -> Trained:
-        said: dict[str, Any] = {"base": str(self.folder / "state0"), "base_version": 0, "slot": "a", "seed": 11}
+        said: dict[str, Any] = {
+            "base": str(self.folder / "state0"),
+            "base_version": 0,
+            "slot": "a",
+            "seed": 11,
+        }
         said |= {"ranges": ((0, 50),), "local_epochs": 3, "local_steps": None, "sync_interval_s": None}
         request = Train(**{**said, "output": str(self.folder / "contribution"), **changes})
         return self.training.train(request, lambda progress: None, lambda: cancelled)
@@ -72,7 +77,9 @@ def test_shares_of_a_validation_add_up_to_the_whole(tmp_path: Path) -> None:
     parts = [line.validate(share) for share in (((0, 4), (10, 21)), ((4, 10),), ())]
     assert sum(part.samples for part in parts) == whole.samples == 21
     assert sum(part.loss_sum for part in parts) == pytest.approx(whole.loss_sum, rel=1e-5)
-    assert sum(part.metric_sums.get("error", 0) for part in parts) == pytest.approx(whole.metric_sums["error"], rel=1e-5)
+    assert sum(part.metric_sums.get("error", 0) for part in parts) == pytest.approx(
+        whole.metric_sums["error"], rel=1e-5
+    )
 
 
 def test_local_work_ends_by_steps_by_epochs_or_by_time_whichever_is_said(tmp_path: Path) -> None:
@@ -200,7 +207,9 @@ def test_a_damaged_inner_state_is_set_aside_and_training_goes_on(tmp_path: Path)
     assert (tmp_path / "inner" / "0.damaged").exists()
 
 
-@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.LBFGS, torch.optim.RMSprop])
+@pytest.mark.parametrize(
+    "make", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.LBFGS, torch.optim.RMSprop]
+)
 def test_the_state_of_any_of_torchs_optimizers_survives_a_restart(tmp_path: Path, make: Any) -> None:
     def trained(steps: int, restart_at: int | None = None) -> list[torch.Tensor]:
         parameters = [nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.tensor([3.0]))]
@@ -235,11 +244,15 @@ def test_an_optimizer_state_that_cannot_be_kept_is_named(tmp_path: Path) -> None
 
 def test_a_model_file_becomes_version_0_and_one_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     good, bad, none = (tmp_path / f"{name}.safetensors" for name in ("good", "bad", "none"))
-    safetensors.numpy.save_file({"weight": np.full((1, 1), 3.0, np.float32), "bias": np.ones(1, np.float32)}, good)
+    safetensors.numpy.save_file(
+        {"weight": np.full((1, 1), 3.0, np.float32), "bias": np.ones(1, np.float32)}, good
+    )
     safetensors.numpy.save_file({"weight": np.zeros((2, 1), np.float32)}, bad)
     none.write_bytes(b"x" * 100)
     line = OnDisk(tmp_path, Line())
-    with pytest.raises(UserError, match=r"'bias' is missing; 'weight' has shape \[2, 1\], the model's has \[1, 1\]"):
+    with pytest.raises(
+        UserError, match=r"'bias' is missing; 'weight' has shape \[2, 1\], the model's has \[1, 1\]"
+    ):
         line.initialize(str(bad))
     with pytest.raises(UserError, match="no safetensors file"):
         line.initialize(str(none))
@@ -276,7 +289,7 @@ def test_random_augmentation_does_not_make_equal_data_look_different(tmp_path: P
                     return 20
 
                 def __getitem__(self, index: int) -> dict[str, Any]:
-                    return {"x": torch.rand(3) + index, "y": np.random.rand(2), "z": (index, "name", None)}  # noqa: NPY002
+                    return {"x": torch.rand(3) + index, "y": np.random.rand(2), "z": (index, "name", None)}
 
             return Rows()
 
@@ -346,7 +359,9 @@ class NoOptimizer(Line):
         (NoOptimizer, "optimizer() of the workload returned a str"),
     ],
 )
-def test_what_a_workload_may_not_be_is_said_in_one_sentence(tmp_path: Path, workload: type[Workload], told: str) -> None:
+def test_what_a_workload_may_not_be_is_said_in_one_sentence(
+    tmp_path: Path, workload: type[Workload], told: str
+) -> None:
     with pytest.raises(UserError) as caught:
         wrong = OnDisk(tmp_path, workload())
         wrong.initialize()

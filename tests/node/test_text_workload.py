@@ -89,7 +89,12 @@ def test_the_recommended_run_is_a_valid_run_file_and_can_be_overridden() -> None
     settings = parse_run_file("", workload_defaults=Text.run_defaults())
     assert settings.strategy.local_steps == 50
     assert settings.local.optimizer.kind == "adamw"
-    assert parse_run_file("[strategy]\nlocal_steps = 3", workload_defaults=Text.run_defaults()).strategy.local_steps == 3
+    assert (
+        parse_run_file(
+            "[strategy]\nlocal_steps = 3", workload_defaults=Text.run_defaults()
+        ).strategy.local_steps
+        == 3
+    )
 
 
 def test_it_learns() -> None:

@@ -18,7 +18,16 @@ import safetensors.numpy
 import trio
 
 from node.trainer_process import Trainer, TrainerDied, TrainerSettings
-from node.trainer_protocol import Configure, Export, Initialize, Initialized, Progress, Train, Trained, Validate
+from node.trainer_protocol import (
+    Configure,
+    Export,
+    Initialize,
+    Initialized,
+    Progress,
+    Train,
+    Trained,
+    Validate,
+)
 from node.workload_loading import parse_spec
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.layout import Layout
@@ -158,7 +167,9 @@ def stepped(layout: Layout, base: Path, contribution: Path, path: Path) -> Path:
     return path
 
 
-async def test_minus_the_pseudo_gradient_lowers_the_loss_and_the_model_file_says_the_same(tmp_path: Path) -> None:
+async def test_minus_the_pseudo_gradient_lowers_the_loss_and_the_model_file_says_the_same(
+    tmp_path: Path,
+) -> None:
     async with trainer_of(tmp_path, LINE, "Line") as trainer:
         layout = (await initialized(trainer, tmp_path)).described.pins.layout
         before = await trainer.validate(Validate(str(tmp_path / "state0"), ((0, 21),)))
@@ -192,7 +203,9 @@ async def test_the_same_request_gives_the_same_bytes_again_also_in_another_proce
         await trainer.train(training(tmp_path, "next elsewhere", base_version=1))
         await trainer.train(training(tmp_path, "other seed", seed=12))
     first = (tmp_path / "first").read_bytes()
-    assert (tmp_path / "again").read_bytes() == first, "the inner state of this very round was not started from"
+    assert (tmp_path / "again").read_bytes() == first, (
+        "the inner state of this very round was not started from"
+    )
     assert (tmp_path / "elsewhere").read_bytes() == first
     assert (tmp_path / "other seed").read_bytes() != first
     following = (tmp_path / "next").read_bytes()
@@ -232,7 +245,9 @@ async def test_buffers_tied_frozen_and_bfloat16_tensors_make_the_round_trip(tmp_
     assert int(update["flag"]) == 1
     state = layout.tensor_views(octets(after))
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="np") as file:
-        assert set(file.keys()) == roles.keys() | {"tied.weight"}, "all names of state_dict, so that it loads strictly"
+        assert set(file.keys()) == roles.keys() | {"tied.weight"}, (
+            "all names of state_dict, so that it loads strictly"
+        )
         assert np.array_equal(file.get_tensor("first.weight"), state["first.weight"])
         assert np.array_equal(file.get_tensor("tied.weight"), state["first.weight"])
         assert np.array_equal(file.get_tensor("norm.running_var"), state["norm.running_var"])
@@ -242,7 +257,9 @@ async def test_buffers_tied_frozen_and_bfloat16_tensors_make_the_round_trip(tmp_
         assert np.array_equal(file.get_tensor("frozen.weight"), frozen)
 
 
-async def test_a_joiner_with_other_frozen_values_is_told_and_the_founders_file_mends_it(tmp_path: Path) -> None:
+async def test_a_joiner_with_other_frozen_values_is_told_and_the_founders_file_mends_it(
+    tmp_path: Path,
+) -> None:
     founder, joiner = tmp_path / "founder", tmp_path / "joiner"
     founder.mkdir()
     joiner.mkdir()
@@ -251,14 +268,18 @@ async def test_a_joiner_with_other_frozen_values_is_told_and_the_founders_file_m
     async with trainer_of(joiner, ZOO.replace("loss(self", "loss( self"), "Zoo", configured=False) as trainer:
         await trainer.configure(configuration(seed=8))
         told = compare_pins((await trainer.describe()).pins, agreed)
-        await trainer.configure(configuration(seed=8, frozen=str(founder / "frozen"), dataset=str(founder / "dataset")))
+        await trainer.configure(
+            configuration(seed=8, frozen=str(founder / "frozen"), dataset=str(founder / "dataset"))
+        )
         mended = compare_pins((await trainer.describe()).pins, agreed)
     assert len(told.refused) == 1 and "'frozen.weight', 'frozen.bias'" in told.refused[0]
     assert mended.refused == ()
     assert len(mended.warned) == 1 and "source differs" in mended.warned[0]
 
 
-async def test_killed_in_mid_training_it_comes_back_and_the_request_can_be_asked_again(tmp_path: Path) -> None:
+async def test_killed_in_mid_training_it_comes_back_and_the_request_can_be_asked_again(
+    tmp_path: Path,
+) -> None:
     async with trainer_of(tmp_path, LINE, "Line") as trainer:
         await initialized(trainer, tmp_path)
         undisturbed = await trainer.train(training(tmp_path, "undisturbed"))
@@ -276,7 +297,11 @@ async def test_killed_in_mid_training_it_comes_back_and_the_request_can_be_asked
         assert not (tmp_path / "contribution").exists()
         trained = await trainer.train(training(tmp_path), kill)
         assert trainer.deaths == 1 and trainer.pid != killed
-    assert (trained.steps, trained.loss, trained.norm) == (undisturbed.steps, undisturbed.loss, undisturbed.norm)
+    assert (trained.steps, trained.loss, trained.norm) == (
+        undisturbed.steps,
+        undisturbed.loss,
+        undisturbed.norm,
+    )
     assert (tmp_path / "contribution").read_bytes() == (tmp_path / "undisturbed").read_bytes()
 
 
@@ -298,7 +323,9 @@ def broken(old: str, new: str) -> str:
 
 
 async def test_an_exception_in_the_users_code_shows_the_users_traceback_only(tmp_path: Path) -> None:
-    async with trainer_of(tmp_path, broken("return ((model", "boom()\n            return ((model"), "Line") as trainer:
+    async with trainer_of(
+        tmp_path, broken("return ((model", "boom()\n            return ((model"), "Line"
+    ) as trainer:
         await initialized(trainer, tmp_path)
         with pytest.raises(UserError) as caught:
             await trainer.train(training(tmp_path))
@@ -309,7 +336,9 @@ async def test_an_exception_in_the_users_code_shows_the_users_traceback_only(tmp
     assert told.count('File "') == 1, "only the user's frame"
 
 
-async def test_an_exception_at_import_is_told_to_everybody_who_asks_and_nothing_restarts(tmp_path: Path) -> None:
+async def test_an_exception_at_import_is_told_to_everybody_who_asks_and_nothing_restarts(
+    tmp_path: Path,
+) -> None:
     async with trainer_of(tmp_path, "import no_such_library\n", "Line", configured=False) as trainer:
         for _ in range(2):
             with pytest.raises(UserError, match="No module named 'no_such_library'") as caught:
@@ -320,13 +349,18 @@ async def test_an_exception_at_import_is_told_to_everybody_who_asks_and_nothing_
 
 async def test_a_device_that_is_not_there_is_a_usage_error_that_names_those_that_are(tmp_path: Path) -> None:
     async with trainer_of(tmp_path, LINE, "Line", configured=False, device="cuda:77") as trainer:
-        with pytest.raises(UserError, match=r"--device cuda:77: no such device; this machine has .*cpu") as caught:
+        with pytest.raises(
+            UserError, match=r"--device cuda:77: no such device; this machine has .*cpu"
+        ) as caught:
             await trainer.ready()
     assert caught.value.exit_code == 2
 
 
 async def test_what_the_workload_prints_and_an_interrupt_disturb_nothing(tmp_path: Path) -> None:
-    noisy = broken("return ((model", "print('noise', flush=True); open(1, 'wb', closefd=False).write(b'\\0' * 9)\n            return ((model")
+    noisy = broken(
+        "return ((model",
+        "print('noise', flush=True); open(1, 'wb', closefd=False).write(b'\\0' * 9)\n            return ((model",
+    )
     lines: list[str] = []
     async with trainer_of(tmp_path, noisy, "Line") as trainer:
         trainer._output = lines.append
@@ -340,7 +374,8 @@ async def test_what_the_workload_prints_and_an_interrupt_disturb_nothing(tmp_pat
 
 async def test_the_process_and_what_it_started_end_with_the_task_even_when_it_is_busy(tmp_path: Path) -> None:
     forking = broken(
-        "return ((model", "import os\n            if os.fork() == 0:\n                time.sleep(100)\n            return ((model"
+        "return ((model",
+        "import os\n            if os.fork() == 0:\n                time.sleep(100)\n            return ((model",
     )
     async with trainer_of(tmp_path, forking, "Line", local={"sleep": "0.3"}) as trainer:
         await initialized(trainer, tmp_path)
@@ -405,5 +440,7 @@ async def test_requests_before_configure_and_ranges_beyond_the_data_are_our_mist
 
 async def test_the_node_process_does_not_import_torch() -> None:
     code = "import sys, node.trainer_process, p2pcoord; p2pcoord.Workload; p2pcoord.RunConfig; assert 'torch' not in sys.modules"
-    done = await trio.run_process([sys.executable, "-c", code], check=False, capture_stdout=True, stderr=subprocess.STDOUT)
+    done = await trio.run_process(
+        [sys.executable, "-c", code], check=False, capture_stdout=True, stderr=subprocess.STDOUT
+    )
     assert done.returncode == 0, done.stdout

@@ -99,7 +99,7 @@ def test_a_missing_module_is_told_apart_from_a_module_that_misses_something(file
     sys.path.insert(0, str(file.parent))
     with pytest.raises(UserError) as caught:
         load_workload(parse_spec("broken_module:Name"))
-    assert "broken_module.py\", line 1" in str(caught.value)
+    assert 'broken_module.py", line 1' in str(caught.value)
     assert "No module named 'no_such_thing'" in str(caught.value)
     assert str(caught.value).count('File "') == 1
 

@@ -1,0 +1,380 @@
+"""The command line. It understands flags, calls the part that does the work, and turns what went wrong into a message.
+
+    exit code   0 done      1 failed      2 usage: the command line itself cannot be meant
+
+Nothing heavy is imported before a command needs it, so `p2pcoord --help` answers at once. A user's mistake (`UserError`) is
+one message on standard error, without a traceback of ours; any other exception is our bug and shows where it happened.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from simulations.report import Report
+
+DEFAULT_DIRECTORY = "./p2pcoord-data"
+CLUSTER_DIRECTORY = "./p2pcoord-cluster"
+
+FAULTS = ("none", "crashes", "loss", "partitions", "all")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Commands(click.Group):
+    """A group whose commands' mistakes become messages."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+        except Exception as error:
+            told = _mistake(error)
+            if told is None:
+                raise
+            message, exit_code = told
+            click.echo(f"error: {message}", err=True)
+            raise click.exceptions.Exit(exit_code) from None
+
+
+def _mistake(error: BaseException) -> tuple[str, int] | None:
+    """Message and exit code of what is the user's mistake or the disk's; None for what is ours.
+
+    trio hands out what several tasks raised as a group; when all in it are mistakes, the first one is told.
+    """
+    from p2pcoord.errors import UserError
+
+    if isinstance(error, BaseExceptionGroup):
+        told = [_mistake(inner) for inner in error.exceptions]
+        return None if None in told else told[0]
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if type(error).__name__ in ("StorageError", "CorruptLog"):  # by name: their modules need not be loaded
+        return str(error), 1
+    return None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2pcoord", message="p2pcoord %(version)s")
+def cli() -> None:
+    """Trains one PyTorch model on many machines that nobody needs to keep alive."""
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="p2pcoord")
+
+
+# Flags ---------------------------------------------------------------------------------------------------------------
+
+
+def _settings(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """--set K=V, each key once."""
+    settings: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        if key in settings:
+            raise click.BadParameter(f"{key} is set twice")
+        settings[key] = value
+    return settings
+
+
+def _device(_: click.Context, __: click.Parameter, given: str) -> str:
+    kind, colon, index = given.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
+        raise click.BadParameter(f"{given!r} is none of auto, cpu, cuda, cuda:N, mps")
+    return given
+
+
+def _flags(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_directory = click.option(
+    "--data-dir",
+    "data_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DIRECTORY,
+    show_default=True,
+    help="Where the node keeps its key, log and model.",
+)
+
+_node_flags = _flags(
+    click.option("--bootstrap", multiple=True, metavar="ADDR", help="A node of the run to join: HOST:PORT or a multiaddr."),
+    click.option("--secret", metavar="S", help="The run's secret, from the line that a node of the run printed."),
+    click.option("--workload", metavar="SPEC", help="What to train: FILE.py:Name, module:Name or text."),
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="The run file (TOML) of a new run.",
+    ),
+    click.option(
+        "--set", "local", multiple=True, metavar="K=V", callback=_settings, help="A setting of this machine's workload."
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, callback=_device, metavar="DEVICE", help="auto, cpu, cuda[:N] or mps."
+    ),
+    click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds of a new run (aggregation_rounds)."),
+    click.option(
+        "--init",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="First parameters of a new run (safetensors).",
+    ),
+    click.option("--open", "open_", is_flag=True, help="Found a run that anyone may join, without a secret."),
+)
+
+
+def _tell(line: str) -> None:
+    """Prints a line. A screen that is gone (a closed pipe) stops nobody."""
+    try:
+        click.echo(line)
+    except OSError:
+        pass
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@_node_flags
+@click.option("--listen", multiple=True, metavar="ADDR", help="Where to accept connections.  [default: /ip4/0.0.0.0/tcp/4001]")
+@click.option("--announce", multiple=True, metavar="ADDR", help="An address at which others reach this machine.")
+@click.option("--name", metavar="NAME", help="This machine's name for people.  [default: its host name]")
+@_directory
+def node(data_dir: Path, open_: bool, **flags: Any) -> None:
+    """Take part in a run: found one, join one (--bootstrap), or go on with the one in the directory."""
+    from functools import partial
+
+    import trio
+
+    from node.process import NodeOptions, run_node
+
+    options = NodeOptions(data_dir=data_dir, open=open_, **flags)
+    sys.exit(trio.run(partial(run_node, options, tell=_tell)))
+
+
+@cli.command()
+@_directory
+@click.option("--peer", metavar="ADDR", help="Ask this node over the network instead.")
+@click.option("--secret", metavar="S", help="With --peer: the run's secret.")
+@click.option("--watch", is_flag=True, help="Keep showing it, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="As one line of JSON; with --watch one line each second.")
+@click.pass_context
+def status(ctx: click.Context, data_dir: Path, peer: str | None, secret: str | None, watch: bool, as_json: bool) -> None:
+    """Show what a node knows of itself and of the run."""
+    given = ctx.get_parameter_source("data_dir") is click.core.ParameterSource.COMMANDLINE
+    if peer is not None and given:
+        raise click.UsageError("--data-dir asks the node on this machine, --peer another one: give one of them")
+    if secret is not None and peer is None:
+        raise click.UsageError("--secret is for --peer: the node on this machine asks for none")
+    import trio
+
+    from node.events import newest_events
+
+    async def ask() -> dict[str, Any]:
+        if peer is not None:
+            from node.remote_status import ask as ask_peer
+
+            return await ask_peer(peer, secret)
+        from node.status_socket import ask_status
+
+        return await ask_status(data_dir)
+
+    def events() -> list[dict[str, Any]]:
+        return [] if peer is not None else newest_events(data_dir)
+
+    if as_json:
+        trio.run(_print_json, ask, watch)
+        return
+    from rich.console import Console
+
+    from node import status_view
+
+    # Not a terminal: wide enough that nothing is folded, for grep and the like.
+    console = Console() if sys.stdout.isatty() else Console(width=200, color_system=None)
+    if not watch:
+        status_view.show(trio.run(ask), events(), console)
+        return
+    _until_interrupted(lambda: trio.run(status_view.watch, ask, events, console))
+
+
+async def _print_json(ask: Callable[[], Any], again: bool) -> None:
+    import msgspec
+    import trio
+
+    while True:
+        click.echo(msgspec.json.encode(await ask()).decode())
+        if not again:
+            return
+        await trio.sleep(1)
+
+
+@cli.command()
+@_directory
+@click.option("--follow", is_flag=True, help="Go on with new events as they come, until Ctrl-C.")
+def events(data_dir: Path, follow: bool) -> None:
+    """Print the node's events, one line of JSON each."""
+    import msgspec
+
+    from node.directory import check_format
+    from node.events import follow_events, read_events
+
+    check_format(data_dir)
+
+    def print_all(found: Iterator[Mapping[str, Any]]) -> None:
+        for event in found:
+            click.echo(msgspec.json.encode(event).decode())
+
+    if follow:
+        _until_interrupted(lambda: print_all(follow_events(data_dir)))
+    else:
+        print_all(read_events(data_dir))
+
+
+def _until_interrupted(call: Callable[[], object]) -> None:
+    """Ctrl-C is how these end: well."""
+    try:
+        call()
+    except KeyboardInterrupt:
+        click.echo(err=True)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="As one line of JSON.")
+def verify(directory: Path, as_json: bool) -> None:
+    """Check everything in a node's directory: frames, hashes, signatures, certificates, the state.
+
+    A node may run in it meanwhile. Exit code 1 when something is wrong; the first fault of the log is told with its frame.
+    """
+    from node.verify import verify as verify_directory
+
+    report = verify_directory(directory)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(report.as_dict()).decode())
+    else:
+        for line in report.lines():
+            click.echo(line)
+    sys.exit(0 if report.ok else 1)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.safetensors")
+def export(directory: Path, file: Path) -> None:
+    """Copy the newest certified model out of a node's directory; it loads with load_state_dict."""
+    from node.export import export_latest
+
+    version = export_latest(directory, file)
+    click.echo(f"{file}: " + (f"version {version}" if version else "the newest certified model"))
+
+
+@cli.command()
+@click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, metavar="N", help="How many.")
+@_node_flags
+@click.option("--name", default="node", show_default=True, metavar="NAME", help="Names of the nodes, before their number.")
+@click.option(
+    "--data-dir",
+    "base",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=CLUSTER_DIRECTORY,
+    show_default=True,
+    help="Holds a directory for each node.",
+)
+def cluster(
+    nodes: int,
+    base: Path,
+    bootstrap: tuple[str, ...],
+    secret: str | None,
+    workload: str | None,
+    config: Path | None,
+    local: dict[str, str],
+    device: str,
+    rounds: int | None,
+    init: Path | None,
+    open_: bool,
+    name: str,
+) -> None:
+    """Run a network of nodes on this machine, with the flags of `node`; Ctrl-C ends all of them."""
+    from functools import partial
+
+    import trio
+    from rich.console import Console
+
+    from node.cluster import ClusterOptions, run_cluster
+
+    founders = {"--config": config, "--rounds": rounds, "--init": init, "--open": open_ or None}
+    founding = [part for flag, value in founders.items() if value is not None for part in (flag, str(value))]
+    if open_:
+        founding.remove("True")
+    if bootstrap and founding:
+        raise click.UsageError(f"{founding[0]} is the founder's: with --bootstrap all nodes join")
+    shared = [*(("--workload", workload) if workload else ()), "--device", device]
+    for key, value in local.items():
+        shared += ["--set", f"{key}={value}"]
+    console = Console()
+
+    def tell(line: str) -> None:
+        """Above the live table where there is one."""
+        if console.is_terminal:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _tell(line)
+
+    options = ClusterOptions(
+        nodes=nodes,
+        base=base,
+        shared=tuple(shared),
+        founding=tuple(founding),
+        bootstrap=bootstrap,
+        secret=secret,
+        name=name,
+    )
+    sys.exit(trio.run(partial(run_cluster, options, tell=tell, console=console)))
+
+
+@cli.command()
+@click.option("--peers", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="How many.")
+@click.option("--seed", type=int, metavar="S", help="One seed.  [default: 1]")
+@click.option("--seeds", metavar="A..B", help="All seeds from A to B.")
+@click.option("--faults", type=click.Choice(FAULTS), default="all", show_default=True, help="What goes wrong.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, metavar="R", help="Certified versions.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one line of JSON, the last one.")
+def simulate(peers: int, seed: int | None, seeds: str | None, faults: str, rounds: int, as_json: bool) -> None:
+    """Run networks that are made up, in virtual time, with faults. Exit code 1 when an invariant was violated."""
+    if seed is not None and seeds is not None:
+        raise click.UsageError("--seed is one seed, --seeds a range: give one of them")
+    from simulations import sweep
+    from simulations.__main__ import told
+
+    def progress(report: Report) -> None:
+        for text in report.violations:
+            click.echo(f"seed {report.seed}: {text}")
+
+    chosen = sweep.parse_seeds(seeds if seeds is not None else str(1 if seed is None else seed))
+    summary = sweep.simulate(peers=peers, seeds=chosen, faults=faults, rounds=rounds, progress=progress)
+    click.echo(sweep.as_json(summary) if as_json else told(summary).rstrip("\n"))
+    sys.exit(1 if summary.violations else 0)
+
+
+if __name__ == "__main__":
+    main()
