@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +32,8 @@ from node.trainer_protocol import Configure, Initialize, Train, Validate
 from p2pcoord.layout import Layout
 from p2pcoord.optimization.optimizer import configured
 from p2pcoord.optimization.step import step
-from p2pcoord.run_config import RunSettings, derive_seed, parse_run_file
+from p2pcoord.run_config import RunSettings, derive_seed
+from p2pcoord.run_file import parse_run_file
 from p2pcoord.workload import Workload
 
 SMOOTHING = 0.01  # added to every count; of 1, 0.1, 0.01 and 0.001 the best on this text
@@ -43,7 +45,7 @@ def trigram_bits(text: bytes) -> float:
     border = int(len(text) * (1 - VALIDATION_SHARE))
     train, validation = text[:border], text[border:]
     threes = Counter(zip(train, train[1:], train[2:], strict=False))
-    twos = Counter(zip(train, train[1:], strict=False))
+    twos = Counter(pairwise(train))
     bits = [
         math.log2((twos[a, b] + 256 * SMOOTHING) / (threes[a, b, c] + SMOOTHING))
         for a, b, c in zip(validation, validation[1:], validation[2:], strict=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,8 +63,27 @@ def _mistake(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        click.echo(f"p2pcoord {metadata.version('p2pcoord')}")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        click.echo("p2pcoord, not installed")
+    ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="p2pcoord", message="p2pcoord %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show it and exit.",
+)
 def cli() -> None:
     """Trains one PyTorch model on many machines that nobody needs to keep alive."""
 
@@ -115,8 +135,15 @@ _directory = click.option(
 )
 
 _node_flags = _flags(
-    click.option("--bootstrap", multiple=True, metavar="ADDR", help="A node of the run to join: HOST:PORT or a multiaddr."),
-    click.option("--secret", metavar="S", help="The run's secret, from the line that a node of the run printed."),
+    click.option(
+        "--bootstrap",
+        multiple=True,
+        metavar="ADDR",
+        help="A node of the run to join: HOST:PORT or a multiaddr.",
+    ),
+    click.option(
+        "--secret", metavar="S", help="The run's secret, from the line that a node of the run printed."
+    ),
     click.option("--workload", metavar="SPEC", help="What to train: FILE.py:Name, module:Name or text."),
     click.option(
         "--config",
@@ -125,12 +152,24 @@ _node_flags = _flags(
         help="The run file (TOML) of a new run.",
     ),
     click.option(
-        "--set", "local", multiple=True, metavar="K=V", callback=_settings, help="A setting of this machine's workload."
+        "--set",
+        "local",
+        multiple=True,
+        metavar="K=V",
+        callback=_settings,
+        help="A setting of this machine's workload.",
     ),
     click.option(
-        "--device", default="auto", show_default=True, callback=_device, metavar="DEVICE", help="auto, cpu, cuda[:N] or mps."
+        "--device",
+        default="auto",
+        show_default=True,
+        callback=_device,
+        metavar="DEVICE",
+        help="auto, cpu, cuda[:N] or mps.",
     ),
-    click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds of a new run (aggregation_rounds)."),
+    click.option(
+        "--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds of a new run (aggregation_rounds)."
+    ),
     click.option(
         "--init",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -143,10 +182,8 @@ _node_flags = _flags(
 
 def _tell(line: str) -> None:
     """Prints a line. A screen that is gone (a closed pipe) stops nobody."""
-    try:
+    with suppress(OSError):
         click.echo(line)
-    except OSError:
-        pass
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
@@ -154,8 +191,15 @@ def _tell(line: str) -> None:
 
 @cli.command()
 @_node_flags
-@click.option("--listen", multiple=True, metavar="ADDR", help="Where to accept connections.  [default: /ip4/0.0.0.0/tcp/4001]")
-@click.option("--announce", multiple=True, metavar="ADDR", help="An address at which others reach this machine.")
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="ADDR",
+    help="Where to accept connections.  [default: /ip4/0.0.0.0/tcp/4001]",
+)
+@click.option(
+    "--announce", multiple=True, metavar="ADDR", help="An address at which others reach this machine."
+)
 @click.option("--name", metavar="NAME", help="This machine's name for people.  [default: its host name]")
 @_directory
 def node(data_dir: Path, open_: bool, **flags: Any) -> None:
@@ -175,13 +219,19 @@ def node(data_dir: Path, open_: bool, **flags: Any) -> None:
 @click.option("--peer", metavar="ADDR", help="Ask this node over the network instead.")
 @click.option("--secret", metavar="S", help="With --peer: the run's secret.")
 @click.option("--watch", is_flag=True, help="Keep showing it, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="As one line of JSON; with --watch one line each second.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="As one line of JSON; with --watch one line each second."
+)
 @click.pass_context
-def status(ctx: click.Context, data_dir: Path, peer: str | None, secret: str | None, watch: bool, as_json: bool) -> None:
+def status(
+    ctx: click.Context, data_dir: Path, peer: str | None, secret: str | None, watch: bool, as_json: bool
+) -> None:
     """Show what a node knows of itself and of the run."""
     given = ctx.get_parameter_source("data_dir") is click.core.ParameterSource.COMMANDLINE
     if peer is not None and given:
-        raise click.UsageError("--data-dir asks the node on this machine, --peer another one: give one of them")
+        raise click.UsageError(
+            "--data-dir asks the node on this machine, --peer another one: give one of them"
+        )
     if secret is not None and peer is None:
         raise click.UsageError("--secret is for --peer: the node on this machine asks for none")
     import trio
@@ -192,7 +242,8 @@ def status(ctx: click.Context, data_dir: Path, peer: str | None, secret: str | N
         if peer is not None:
             from node.remote_status import ask as ask_peer
 
-            return await ask_peer(peer, secret)
+            document: dict[str, Any] = await ask_peer(peer, secret)
+            return document
         from node.status_socket import ask_status
 
         return await ask_status(data_dir)
@@ -289,9 +340,17 @@ def export(directory: Path, file: Path) -> None:
 
 
 @cli.command()
-@click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=4, show_default=True, metavar="N", help="How many."
+)
 @_node_flags
-@click.option("--name", default="node", show_default=True, metavar="NAME", help="Names of the nodes, before their number.")
+@click.option(
+    "--name",
+    default="node",
+    show_default=True,
+    metavar="NAME",
+    help="Names of the nodes, before their number.",
+)
 @click.option(
     "--data-dir",
     "base",
@@ -353,13 +412,26 @@ def cluster(
 
 
 @cli.command()
-@click.option("--peers", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--peers", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="How many."
+)
 @click.option("--seed", type=int, metavar="S", help="One seed.  [default: 1]")
 @click.option("--seeds", metavar="A..B", help="All seeds from A to B.")
-@click.option("--faults", type=click.Choice(FAULTS), default="all", show_default=True, help="What goes wrong.")
-@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, metavar="R", help="Certified versions.")
+@click.option(
+    "--faults", type=click.Choice(FAULTS), default="all", show_default=True, help="What goes wrong."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="R",
+    help="Certified versions.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one line of JSON, the last one.")
-def simulate(peers: int, seed: int | None, seeds: str | None, faults: str, rounds: int, as_json: bool) -> None:
+def simulate(
+    peers: int, seed: int | None, seeds: str | None, faults: str, rounds: int, as_json: bool
+) -> None:
     """Run networks that are made up, in virtual time, with faults. Exit code 1 when an invariant was violated."""
     if seed is not None and seeds is not None:
         raise click.UsageError("--seed is one seed, --seeds a range: give one of them")

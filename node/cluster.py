@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +44,9 @@ KILL_AFTER_S: Final = 5.0
 
 FOUND_TIMEOUT_S: Final = 120.0
 """Until the first node can be joined: loading torch and the data on a cold disk takes most of it."""
+
+LAST_WORDS_S: Final = 0.5
+"""After a process has ended: for what it printed last to be read."""
 
 ASK_INTERVAL_S: Final = 0.5
 
@@ -124,18 +127,19 @@ class _Cluster:
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         ports = _ports(options.base, options.nodes)
         self.nodes = [
-            Node(f"{options.name}{at}", options.base / f"node{at}", port) for at, port in enumerate(ports, start=1)
+            Node(f"{options.name}{at}", options.base / f"node{at}", port)
+            for at, port in enumerate(ports, start=1)
         ]
 
     async def run(self) -> int:
         try:
             async with trio.open_nursery() as nursery:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-                    nursery.start_soon(self._watch_signals, signals)
+                    nursery.start_soon(self._watch_signals, signals, nursery)
                     nursery.start_soon(self._watch)
                     with self._screen():
-                        await self._start(nursery)
-                        await self._wait()
+                        async with trio.open_nursery() as processes:
+                            await self._start(processes)
                     nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
@@ -144,7 +148,7 @@ class _Cluster:
 
     def _screen(self) -> Any:
         if not self.console.is_terminal:
-            return suppress()
+            return nullcontext()
         self.live = Live(self.view(), console=self.console, auto_refresh=False)
         return self.live
 
@@ -165,6 +169,8 @@ class _Cluster:
                 self.tell(
                     f"the run in {options.base} is over. For a new one use another --data-dir, or remove {options.base}"
                 )
+                await self._end()
+                return
             joining = _join_flags(document["join_line"])
             rest = self.nodes[1:]
         for node in rest:
@@ -187,7 +193,18 @@ class _Cluster:
             start_new_session=True,
             env=_environment(len(self.nodes)),
         )  # fmt: skip
-        nursery.start_soon(self._read, node)
+        nursery.start_soon(self._follow, node, node.process)
+
+    async def _follow(self, node: Node, process: trio.Process) -> None:
+        """Until the process has ended, and all that it printed was read."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, node, process)
+            code = await process.wait()
+            nursery.cancel_scope.deadline = (
+                trio.current_time() + LAST_WORDS_S
+            )  # a process of its own may hold the pipe
+        if code and not self.stopping:
+            self.tell(f"{node.name} ended with exit code {code}; it said:\n{_said(node)}")
 
     async def _joinable(self, node: Node) -> dict[str, Any] | None:
         """The first node's status, once it has a run that others can join; None when the cluster is told to stop."""
@@ -203,15 +220,15 @@ class _Cluster:
             return None
         if node.runs:
             raise UserError(f"{node.name} has no run after {FOUND_TIMEOUT_S:.0f} s; it said:\n{_said(node)}")
-        await trio.sleep(0.1)  # for its last words
+        await trio.sleep(LAST_WORDS_S)
         raise UserError(_bare(_said(node)) or f"{node.name} ended with exit code {node.exit_code}")
 
-    async def _read(self, node: Node) -> None:
+    async def _read(self, node: Node, process: trio.Process) -> None:
         """All that the node prints: the newest lines are kept, and its rounds are part of the story."""
-        assert node.process is not None and node.process.stdout is not None
+        assert process.stdout is not None
         rest = b""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async for block in node.process.stdout:
+            async for block in process.stdout:
                 *lines, rest = (rest + block).split(b"\n")
                 for line in lines:
                     self._heard(node, line)
@@ -233,17 +250,13 @@ class _Cluster:
             if self.live is None:
                 self.tell(told)
 
-    async def _wait(self) -> None:
-        """Until no process is left."""
-        for node in self.nodes:
-            if node.process is not None:
-                code = await node.process.wait()
-                if code and not self.stopping:
-                    self.tell(f"{node.name} ended with exit code {code}; it said:\n{_said(node)}")
-
     async def _end(self) -> None:
         """No process of ours survives this command."""
-        left = [node.process for node in self.nodes if node.process is not None and node.process.returncode is None]
+        left = [
+            node.process
+            for node in self.nodes
+            if node.process is not None and node.process.returncode is None
+        ]
         for process in left:
             process.terminate()
         with trio.move_on_after(KILL_AFTER_S):
@@ -254,7 +267,7 @@ class _Cluster:
                 process.kill()
                 await process.wait()
 
-    async def _watch_signals(self, signals: Any) -> None:
+    async def _watch_signals(self, signals: Any, nursery: trio.Nursery) -> None:
         """The first signal asks the nodes to leave, the second kills them."""
         async for _ in signals:
             if self.stopping:
@@ -264,7 +277,7 @@ class _Cluster:
                 continue
             self.stopping = True
             self.tell("ending all nodes")
-            trio.lowlevel.spawn_system_task(self._end)
+            nursery.start_soon(self._end)
 
     # What people see
 
@@ -288,7 +301,9 @@ class _Cluster:
         return Group(table, *(Text(line, style="dim") for line in self.story))
 
     def _name_of(self, peer: str) -> str:
-        return next((node.name for node in self.nodes if node.status.get("peer_id") == peer), short_name(peer))
+        return next(
+            (node.name for node in self.nodes if node.status.get("peer_id") == peer), short_name(peer)
+        )
 
     def _result(self) -> int:
         """Says what came of it; the exit code."""
@@ -342,15 +357,15 @@ def _flags(flag: str, values: Sequence[str]) -> tuple[str, ...]:
 def _join_flags(line: str) -> tuple[str, ...]:
     """--bootstrap and --secret of a join line; a --workload in it has no path, and all nodes here have their own."""
     words = line.split()
-    chosen = [("--bootstrap", None), ("--secret", None)]
-    return tuple(
-        part for flag, _ in chosen if flag in words[:-1] for part in (flag, words[words.index(flag) + 1])
-    )
+    chosen = (flag for flag in ("--bootstrap", "--secret") if flag in words[:-1])
+    return tuple(part for flag in chosen for part in (flag, words[words.index(flag) + 1]))
 
 
 def _environment(nodes: int) -> dict[str, str]:
     """With several nodes on one machine, torch's threads only fight each other: one each, unless the user says otherwise."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(
+        filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")))
+    )
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if nodes > 1 else {}
     return {**threads, **os.environ, "PYTHONPATH": path}
 

@@ -98,7 +98,9 @@ def quorum_line(document: Document, now: datetime) -> str:
 
 
 def _missing(document: Document, peer: str, now: datetime) -> str:
-    member: Mapping[str, Any] = next((m for m in document.get("members") or () if m.get("peer_id") == peer), {})
+    member: Mapping[str, Any] = next(
+        (m for m in document.get("members") or () if m.get("peer_id") == peer), {}
+    )
     seen = member.get("last_seen_s")
     when = "never seen" if seen is None else f"last seen {now - timedelta(seconds=seen):%H:%M}"
     return f"{name_in(document)(peer)} ({when})"

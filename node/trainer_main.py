@@ -1,12 +1,12 @@
 """The trainer process: `python -m node.trainer_main REQUESTS ANSWERS`, started by `node.trainer_process` and by nobody else.
 
 Theory of operation
-    REQUESTS and ANSWERS are the descriptors of two pipes (see `node.trainer_protocol`). The main thread takes requests from a queue
-    and runs them one after the other. A second thread reads the pipe: it fills the queue, notes which requests were cancelled,
+    REQUESTS and ANSWERS are the descriptors of two pipes (see `node.trainer_protocol`). The main thread takes requests from a
+    queue and runs them one after the other. A second thread reads the pipe: it fills the queue, notes which requests were cancelled,
     and ends the process the moment the pipe closes, whatever the main thread does: a trainer never outlives its node.
 
-    An interrupt from the terminal (Ctrl-C reaches the whole group) is for the node to act on. When memory runs out the kernel takes
-    the trainer and not the node, and when the processor is busy the node's heartbeat goes first.
+    An interrupt from the terminal (Ctrl-C reaches the whole group) is for the node to act on. When memory runs out the kernel
+    takes the trainer and not the node, and when the processor is busy the node's heartbeat goes first.
 """
 
 from __future__ import annotations

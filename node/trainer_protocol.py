@@ -45,8 +45,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Start(Body, frozen=True, tag="start"):
     """This machine's part: whose code, on what.
 
-    `local` is --set KEY=VALUE; `device` "auto", "cpu", "cuda", "cuda:N" or "mps"; `threads` of torch on the CPU, None for as many as
-    there are cores; `directory` keeps what stays on this machine (the inner optimizer's state).
+    `local` is --set KEY=VALUE; `device` "auto", "cpu", "cuda", "cuda:N" or "mps"; `threads` of torch on the CPU, None for as
+    many as there are cores; `directory` keeps what stays on this machine (the inner optimizer's state).
     """
 
     workload: WorkloadSpec
@@ -206,7 +206,7 @@ class Stopped(Body, frozen=True, tag="stopped"):
 
 
 class Failed(Body, frozen=True, tag="failed"):
-    """`user`: the message is for the person at the keyboard and `exit_code` theirs. Else it is a bug or a disk, with traceback."""
+    """`user`: the message is for the person at the keyboard and `exit_code` theirs. Else a bug or a disk, with traceback."""
 
     user: bool
     message: str

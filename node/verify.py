@@ -97,6 +97,21 @@ class Verified(msgspec.Struct):
     def ok(self) -> bool:
         return not self.problems
 
+    def lines(self) -> list[str]:
+        """For people: what was checked, then what is wrong."""
+        told = [
+            f"directory   {self.directory}",
+            f"peer        {self.peer_id or '-'}",
+            f"run         {self.run_id or '-'}",
+            f"log         {self.frames} frames, {self.slots} headers, {self.votes} votes, term {self.term}"
+            + (", and an append that is not finished" if self.unfinished_tail else ""),
+            f"records     {self.records}, certified up to height {self.certified} by {self.certificates} certificates",
+            f"version     {self.version}, state {self.state or '-'}",
+            f"objects     {self.objects} of {self.object_bytes} bytes",
+        ]
+        told += [f"WRONG       {problem}" for problem in self.problems]
+        return [*told, "all is well" if self.ok else f"{len(self.problems)} wrong"]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"ok": self.ok, **msgspec.to_builtins(self)}

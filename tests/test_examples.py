@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.text_alone import reach
 from node.workload_loading import load_workload, parse_spec
-from p2pcoord.run_config import parse_run_file
+from p2pcoord.run_file import parse_run_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcoord import run_config
+from p2pcoord import run_config, run_file
 from p2pcoord.errors import LocalError, RemoteError, UserError
 from p2pcoord.run_config import (
     LocalOptimizer,
@@ -20,10 +20,9 @@ from p2pcoord.run_config import (
     derive_seed,
     encode,
     found_run,
-    parse_run_file,
-    reference,
     run_id,
 )
+from p2pcoord.run_file import Documented, parse_run_file, reference
 
 PAGE = Path(__file__).parent.parent / "docs" / "run-file.md"
 
@@ -123,7 +122,7 @@ def test_the_line_is_right_after_strings_of_many_lines_that_look_like_keys() -> 
 
 
 def test_a_run_file_that_is_too_large_or_nested_too_deep_is_refused() -> None:
-    assert "at most" in refusal("[workload]\nx = '" + "a" * run_config.MAX_RUN_FILE_BYTES + "'")
+    assert "at most" in refusal("[workload]\nx = '" + "a" * run_file.MAX_RUN_FILE_BYTES + "'")
     assert "at most" in refusal("[workload]\nx = '" + "a" * run_config.MAX_CONFIG_BYTES + "'")
     assert "nested deeper" in refusal("[workload]\nx = " + "{ a = " * 20 + "1" + " }" * 20)
 
@@ -220,7 +219,7 @@ def test_the_page_lists_every_field_with_its_type_unit_default_and_reason() -> N
     assert len(rows) == len(list(reference())), "docs/run-file.md lists a field that is none"
 
 
-def table_row(field: run_config.Documented) -> str:
+def table_row(field: Documented) -> str:
     default = field.default if field.default == "unset" else f"`{field.default}`"
     unit = field.unit or "-"
     return f"| `{field.name}` | {field.meaning} | {field.type} | {unit} | {default} | {field.why} |"

@@ -89,8 +89,8 @@ class Election:
     def heard(self, coordinator: str, interval_ns: int, now: int) -> None:
         """This term's coordinator spoke (its right to the term was checked)."""
         voter = self.voter
-        if voter.role is not Role.FOLLOWER:
-            voter.role = Role.FOLLOWER
+        if not (voter.role is Role.PRE_CANDIDATE and self._transfer is not None):
+            voter.role = Role.FOLLOWER  # who was asked to take over goes on although the coordinator is still heard
         if voter.coordinator != coordinator:
             voter.coordinator = coordinator
             voter.outbox.emit("following", coordinator=coordinator, term=voter.term)

@@ -362,10 +362,14 @@ class NoOptimizer(Line):
 def test_what_a_workload_may_not_be_is_said_in_one_sentence(
     tmp_path: Path, workload: type[Workload], told: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        wrong = OnDisk(tmp_path, workload())
+    wrong = OnDisk(tmp_path, workload())
+
+    def use() -> None:
         wrong.initialize()
         wrong.train()
+
+    with pytest.raises(UserError) as caught:
+        use()
     assert told in str(caught.value) and "Traceback" not in str(caught.value)
 
 

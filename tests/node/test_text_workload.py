@@ -10,7 +10,7 @@ import torch
 
 from node.text_workload import Text
 from p2pcoord.errors import UserError
-from p2pcoord.run_config import parse_run_file
+from p2pcoord.run_file import parse_run_file
 
 
 def text(dataset: bytes | None = None, **options: object) -> Text:

@@ -107,7 +107,7 @@ def test_a_missing_module_is_told_apart_from_a_module_that_misses_something(file
 @pytest.mark.parametrize("code", ["def f(:\n", "raise SystemExit(3)\n", "1 / 0\n"])
 def test_whatever_a_file_does_when_imported_is_its_own_traceback(file: Path, code: str) -> None:
     file.write_text(code)
-    with pytest.raises(UserError, match="importing torch.py of the workload failed") as caught:
+    with pytest.raises(UserError, match=r"importing torch\.py of the workload failed") as caught:
         load_workload(parse_spec(f"{file}:Good"))
     assert str(caught.value).count('File "') == 1
     assert "workload_loading.py" not in str(caught.value)
