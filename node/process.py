@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import trio
 
 from node.console import Console
@@ -298,8 +299,11 @@ class _Node:
                 gossip=True,
                 addresses=self.transport.addresses()[:16],
                 bootstrap=(*self.options.bootstrap, *self._known_addresses()),
-                profile=CapabilityProfile(device=self.device[:64], cores=os.cpu_count() or 0),
+                profile=CapabilityProfile(
+                    self.device[:64], psutil.virtual_memory().total, os.cpu_count() or 0
+                ),
                 program_version=program_version(),
+                minimum_memory_bytes=run.config.participation.minimum_memory_mb << 20,
                 trusted=(self.token.height, self.token.record) if self.token is not None else None,
             ),
         )

@@ -2,8 +2,8 @@
 
 Theory of operation
     REQUESTS and ANSWERS are the descriptors of two pipes (see `node.trainer_protocol`). The main thread takes requests from a
-    queue and runs them one after the other. A second thread reads the pipe: it fills the queue, notes which requests were cancelled,
-    and ends the process the moment the pipe closes, whatever the main thread does: a trainer never outlives its node.
+    queue and runs them one after the other. A second thread reads the pipe: it fills the queue, notes which requests were
+    cancelled, and ends the process the moment the pipe closes, whatever the main thread does: a trainer never outlives its node.
 
     An interrupt from the terminal (Ctrl-C reaches the whole group) is for the node to act on. When memory runs out the kernel
     takes the trainer and not the node, and when the processor is busy the node's heartbeat goes first.

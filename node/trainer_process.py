@@ -48,6 +48,8 @@ from node.trainer_protocol import (
 from node.workload_loading import WorkloadSpec
 from p2pcoord.errors import LocalError, P2PCoordError, UserError
 
+__all__ = ["Trainer", "TrainerDied", "TrainerSettings"]
+
 FIRST_WAIT_S: Final = 0.5
 """After the first death: a process that was killed is back (torch's import takes 1.5 to 3.5 s) within a round."""
 

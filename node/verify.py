@@ -369,13 +369,16 @@ class Replay:
             if not self._roster.is_member(counted.contributor):
                 raise self._wrong(f"{counted.contributor} contributed and is no member", height)
             self._counted.add(slot)
+        self._check_weights(body, height)
+        self.version = body.version
+        self.state = ContentRef(body.state, body.state_bytes)
+
+    def _check_weights(self, body: Round, height: int) -> None:
         weights = [counted.weight for counted in body.contributors]
         if not all(math.isfinite(w) and w >= 0 for w in weights) or abs(sum(weights) - 1) > WEIGHT_TOLERANCE:
             raise self._wrong(
                 f"the weights of version {body.version} add up to {sum(weights)}, not to 1", height
             )
-        self.version = body.version
-        self.state = ContentRef(body.state, body.state_bytes)
 
     def fill(self, report: Verified) -> None:
         """What was seen so far, for the report."""

@@ -36,6 +36,9 @@ DOMAIN = b"p2pcoord/%d\x00" % PROTOCOL_VERSION
 # {Type: Ed25519 (0x08 0x01), Data: 32 bytes (0x12 0x20)}. See the libp2p peer-ids specification.
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")
 
+# 38 bytes make 52 characters.
+MAX_PEER_ID_LENGTH = 64
+
 # Verified signatures remembered, so that a certificate seen in ten messages costs one check. At 7 voters and 4 statements a
 # round this covers a thousand rounds in about 3 MiB.
 VERIFIED_CACHE_SIZE = 32_768
@@ -51,6 +54,8 @@ def peer_id_of(public_key: bytes) -> str:
 @lru_cache(maxsize=65_536)
 def public_key_of(peer_id: str) -> bytes:
     """The 32-byte Ed25519 public key inside a peer id. Raises RemoteError("bad_peer_id") for anything else."""
+    if len(peer_id) > MAX_PEER_ID_LENGTH:  # decoding base58 takes quadratic time
+        raise RemoteError("bad_peer_id", f"{len(peer_id)} characters")
     try:
         raw = base58.b58decode(peer_id)
     except ValueError:

@@ -20,13 +20,14 @@ from p2pcoord.consensus.ledger import (
     Grant,
     Header,
     Record,
+    SignedStatement,
     Transfer,
     Vote,
 )
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.probing import Rumor
-from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.gossip.records import CapabilityProfile, PeerRecord
 from p2pcoord.gossip.version_vector import Digest, PeerId, Wanted
 from p2pcoord.rounds.attempt import Attempt, Partial, Result
 from p2pcoord.rounds.plan import Plan
@@ -129,7 +130,9 @@ class Append(Message, frozen=True, tag="append"):
 
 
 class AppendReply(Message, frozen=True, tag="appended"):
-    """How far the logs agree (`match_height`; the certified height when `matched` is false), and signed acknowledgements of
+    """`holds`: the state of the newest version it has certified is on its disk.
+
+    How far the logs agree (`match_height`; the certified height when `matched` is false), and signed acknowledgements of
     what the coordinator has not certified yet. `waiting` says why a record was not appended yet."""
 
     term: int
@@ -138,6 +141,7 @@ class AppendReply(Message, frozen=True, tag="appended"):
     certified_height: int
     acknowledgements: tuple[Acknowledgement, ...] = ()
     waiting: str = ""
+    holds: bool = True
 
 
 class RecordsRequest(Message, frozen=True, tag="records?"):
@@ -161,6 +165,7 @@ class JoinRequest(Message, frozen=True, tag="join?"):
     """Admit this peer. Any member passes it on to the coordinator; the proof speaks for itself."""
 
     admission: Admission
+    profile: CapabilityProfile = CapabilityProfile()
 
 
 class JoinReply(Message, frozen=True, tag="join"):
@@ -337,6 +342,12 @@ class Share(Message, frozen=True, tag="share"):
     failed: str = ""
 
 
+class EvidenceMessage(Message, frozen=True, tag="evidence"):
+    """Two statements that contradict each other, for whoever coordinates."""
+
+    evidence: tuple[SignedStatement, SignedStatement]
+
+
 class GenesisRequest(Message, frozen=True, tag="genesis?"):
     """What a joiner asks first: which run is this? Answered to those whose proof holds."""
 
@@ -383,6 +394,7 @@ AnyMessage = (
     | JoinRequest
     | JoinReply
     | LeaveRequest
+    | EvidenceMessage
     | GenesisRequest
     | GenesisReply
     | StatusRequest

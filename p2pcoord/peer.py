@@ -20,14 +20,17 @@ import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
+from p2pcoord.consensus.evidence import EvidenceBook, contradict, signer_of
 from p2pcoord.consensus.ledger import (
     Admission,
     CommitteeChange,
+    Exclusion,
     Farewell,
     Fork,
     Members,
     Record,
     Round,
+    SignedStatement,
 )
 from p2pcoord.consensus.voter import Timing
 from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Reach
@@ -42,6 +45,7 @@ from p2pcoord.messages import (
     AnyMessage,
     Append,
     AppendReply,
+    EvidenceMessage,
     GenesisReply,
     GenesisRequest,
     JoinReply,
@@ -76,6 +80,9 @@ LEARNING_INTERVAL_NS = 50_000_000
 
 # Messages that one input may cause a peer to send itself; a round needs about ten.
 MAX_LOCAL_MESSAGES = 10_000
+
+# Exclusions in one record: each may carry two statements of a few hundred bytes.
+MAX_EXCLUSIONS = 16
 
 # Members that an unreachable leaf names as those it can be probed through.
 MAX_LEAF_LINKS = 8
@@ -112,6 +119,8 @@ class PeerSettings(msgspec.Struct, frozen=True):
     """Addresses (multiaddr or host:port) to dial while this peer knows nobody."""
     profile: CapabilityProfile = CapabilityProfile()
     program_version: str = ""
+    minimum_memory_bytes: int = 0
+    """What the run asks of a joiner's device."""
     trusted: tuple[int, bytes] | None = None
     """(height, record) that the inviter had certified: a chain without it is refused."""
 
@@ -152,6 +161,9 @@ class Peer:
         self._readers: set[str] = set()
         """Connected peers that have shown they may join, and have not asked for it yet."""
         self._farewells: dict[str, Farewell] = {}
+        self._exclusions: dict[str, Exclusion] = {}
+        """Proposed by this peer and not yet certified."""
+        self._evidence = EvidenceBook(authority)
         self._leaving: Farewell | None = None
         self._request_at = NEVER
         self._catch_up_at = NEVER
@@ -176,6 +188,8 @@ class Peer:
             fit=self.fit,
             send=self.send,
             between_rounds=self._tend,
+            see=self.see,
+            exclude=self.exclude,
             ask_records=self.agreement.replication.ask,
             retry=self.agreement.replication.retry,
         )
@@ -224,6 +238,8 @@ class Peer:
             trusted=self.settings.trusted,
             check=self._check,
             certified=self._on_certified,
+            see=self.see,
+            holds_state=lambda: not isinstance(self.work, Rounds) or self.work.participant.held,
         )
         frames: list[PeerFrame]
         try:
@@ -486,6 +502,8 @@ class Peer:
                 self.outbox.emit("join-refused", by=sender, reason=message.refused)
         elif isinstance(message, LeaveRequest):
             self._on_leave_request(sender, message, now)
+        elif isinstance(message, EvidenceMessage):
+            self._on_evidence(message)
         elif isinstance(message, GenesisRequest):
             self._check_proof(message.admission, sender)
             self._readers.add(sender)
@@ -503,6 +521,30 @@ class Peer:
     def may_read(self, peer: str) -> bool:
         """Strangers get nothing: ledger and content are for members, and for joiners that have shown their proof."""
         return self.roster.is_member(peer) or peer in self._joiners or peer in self._readers
+
+    def see(self, statement: SignedStatement) -> None:
+        """A statement whose signature was checked: with an earlier one it may be evidence against its signer."""
+        pair = self._evidence.see(statement)
+        if pair is not None and signer_of(statement) not in self._exclusions:
+            peer = signer_of(statement)
+            reason = f"signed two {type(statement).__name__} statements in one slot"
+            self.outbox.emit("evidence", peer=peer, reason=reason)
+            self.exclude(Exclusion(peer, reason, 0, pair))
+
+    def exclude(self, exclusion: Exclusion) -> None:
+        """Asks for a certified record that excludes a member; whoever coordinates proposes it."""
+        if self.roster.is_member(exclusion.peer):
+            self._exclusions[exclusion.peer] = exclusion
+            self._tend_at = min(self._tend_at, self._now)
+            if not self.agreement.is_coordinator and exclusion.evidence is not None:
+                self._to_coordinator(EvidenceMessage(exclusion.evidence))
+
+    def _on_evidence(self, message: EvidenceMessage) -> None:
+        first, second = message.evidence
+        if not contradict(first, second, self.authority):
+            raise RemoteError("bad_evidence", "two statements that do not contradict each other")
+        for statement in (first, second):
+            self.see(statement)
 
     def reject(self, sender: str, error: RemoteError) -> None:
         """Counts what a peer sent wrongly."""
@@ -538,7 +580,8 @@ class Peer:
         elif self._leaving is None and not self.is_member and not self.roster.excluded(self.me):
             secret = self.settings.secret
             proof = join_proof(secret, self.authority.run, self.me) if secret is not None else b""
-            request = JoinRequest(Admission(self.me, self.settings.name[:MAX_NAME_LENGTH], proof))
+            admission = Admission(self.me, self.settings.name[:MAX_NAME_LENGTH], proof)
+            request = JoinRequest(admission, self.settings.profile)
             source = self._some_connection()
             if source:
                 self.outbox.send(source, request)
@@ -580,14 +623,29 @@ class Peer:
         if reason := reason or self.roster.check(Members(admitted=(admission,))):
             self.outbox.send(sender, JoinReply(reason))
             raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
-        if len(self._joiners) < MAX_ADMISSIONS:
-            self._joiners[admission.peer] = admission
+        if reason := self._lacks(message.profile):
+            self.outbox.send(sender, JoinReply(reason))
+            self.outbox.emit("join-refused", peer=admission.peer, reason=reason)
+            return
+        self._joiners.pop(admission.peer, None)
+        self._joiners[admission.peer] = admission
+        if len(self._joiners) > MAX_ADMISSIONS:  # the longest silent goes; who still waits asks every second
+            del self._joiners[next(iter(self._joiners))]
         if self.agreement.is_coordinator:
             self._tend_at = min(self._tend_at, now)
         elif self._passes_on(sender, admission.peer):
             self._to_coordinator(message)
         if sender == admission.peer:
             self.outbox.send(sender, JoinReply(""))
+
+    def _lacks(self, profile: CapabilityProfile) -> str:
+        """What a machine lacks for this run ("" when it can take part). 0 in a profile means: not known, and is let in."""
+        needed = self.settings.minimum_memory_bytes
+        if 0 < profile.memory_bytes < needed:
+            return (
+                f"this run needs {needed >> 20} MiB of memory; the machine has {profile.memory_bytes >> 20}"
+            )
+        return ""
 
     def _on_leave_request(self, sender: str, message: LeaveRequest, now: int) -> None:
         farewell = message.farewell
@@ -626,6 +684,7 @@ class Peer:
         if self.is_member and not was_member:
             self.outbox.emit("joined", peer=self.me)
         self._joiners = {peer: a for peer, a in self._joiners.items() if not self.roster.is_member(peer)}
+        self._exclusions = {peer: e for peer, e in self._exclusions.items() if self.roster.is_member(peer)}
         self._farewells = {peer: f for peer, f in self._farewells.items() if self.roster.is_member(peer)}
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
         if any(record.header.kind in ("members", "committee") for record in records):
@@ -696,9 +755,12 @@ class Peer:
             for f in self._farewells.values()
             if f.peer not in voters and not roster.check(Members(left=(f,)))
         )
+        excluded = tuple(e for e in self._exclusions.values() if not roster.check(Members(excluded=(e,))))[
+            :MAX_EXCLUSIONS
+        ]
         ledger = agreement.voter.ledger
-        if (admitted or leaving) and ledger.certified == ledger.height:
-            agreement.propose(Members(admitted, leaving[: MAX_ADMISSIONS - len(admitted)]), now)
+        if (admitted or leaving or excluded) and ledger.certified == ledger.height:
+            agreement.propose(Members(admitted, leaving[: MAX_ADMISSIONS - len(admitted)], excluded), now)
             return
         agreement.tend_committee(self._voter_candidates(gone), gone, now)
         due = 0 < self.settings.rotation_rounds <= agreement.rounds_in_term()

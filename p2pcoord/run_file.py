@@ -1,11 +1,11 @@
 """Reads a run file, and says what one may say.
 
 Theory of operation
-    A run file is TOML with the sections of `p2pcoord.run_config`. Each value is checked alone by its field's annotation, so that what is
-    wrong has a name; then the whole by `contradictions`, as a peer's config is.
+    A run file is TOML with the sections of `p2pcoord.run_sections`. Each value is checked alone by its field's annotation, so
+    that what is wrong has a name; then the whole by `contradictions`, as a peer's config is.
 
-    Python's parser keeps no positions, so only when something is wrong the line is found by parsing the file's beginnings: the first
-    one that has the key ends with the statement that set it.
+    Python's parser keeps no positions, so only when something is wrong the line is found by parsing the file's beginnings: the
+    first one that has the key ends with the statement that set it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, get_type_hints
 import msgspec
 
 from p2pcoord.errors import UserError
-from p2pcoord.run_config import (
+from p2pcoord.run_sections import (
     Key,
     LocalOptimizer,
     Optimization,

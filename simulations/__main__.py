@@ -12,7 +12,9 @@ from simulations.sweep import as_json, parse_seeds, simulate
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m simulations", description="Runs a network that is made up.")
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations", description="Runs a network that is made up."
+    )
     parser.add_argument("--peers", type=int, default=5)
     parser.add_argument("--seeds", default="1", help="a seed, or A..B")
     parser.add_argument("--faults", choices=list(FAMILIES), default="all")
@@ -47,8 +49,8 @@ def main() -> int:
 def told(summary: Summary) -> str:
     """For people: the figures, and the tables of what was hit."""
     lines = [
-        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in "
-        f"{summary.wall_s:.1f} s; {summary.violations} violations; at least version {summary.committed_version}",
+        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s",
+        f"{summary.violations} violations; at least version {summary.committed_version}",
     ]
     for title, table in (
         ("faults", summary.coverage.faults),

@@ -96,7 +96,10 @@ class Adversary:
         self._heard.append(data)
 
     def forge(self, target: str) -> bytes:
-        if any(c.is_quorum((self._authority.peer_id,)) for c in self.peer.agreement.voter.ledger.live_committees()):
+        if any(
+            c.is_quorum((self._authority.peer_id,))
+            for c in self.peer.agreement.voter.ledger.live_committees()
+        ):
             return b""  # a run whose only voter lies is beyond every promise
         lie = self._random.choice(self._lies)(target)
         return lie if isinstance(lie, bytes) else encode(lie)

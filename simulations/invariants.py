@@ -113,7 +113,9 @@ class Invariants:
         voter = peer.agreement.voter
         if voter.term > self._top_term:
             if voter.term > self._top_term + 1:
-                self.violated("term", f"{machine.name} jumps to {voter.term}, {self._top_term} was the highest")
+                self.violated(
+                    "term", f"{machine.name} jumps to {voter.term}, {self._top_term} was the highest"
+                )
             self._top_term = voter.term
         if voter.role is Role.COORDINATOR:
             known = self._coordinators.setdefault(voter.term, machine.id)
@@ -240,8 +242,10 @@ class Invariants:
 
     def _holds(self, machine: str, height: int) -> bool:
         account = self._disks.get(machine)
-        return account is not None and height < len(account.records) and (
-            account.records[height] == self.names[height]
+        return (
+            account is not None
+            and height < len(account.records)
+            and (account.records[height] == self.names[height])
         )
 
     def restarting(self, machine: Machine) -> None:
@@ -288,7 +292,9 @@ class Invariants:
     def _acknowledgement(self, machine: Machine, ack: Acknowledgement) -> None:
         known = self._acknowledged.setdefault((ack.voter, ack.term, ack.height), ack.record)
         if known != ack.record:
-            self.violated("acknowledged", f"{machine.name}: two records in term {ack.term}, height {ack.height}")
+            self.violated(
+                "acknowledged", f"{machine.name}: two records in term {ack.term}, height {ack.height}"
+            )
         account = self._disks.get(machine.id)
         if account is not None and ack.term < account.term:
             self.violated(

@@ -56,12 +56,12 @@ def old_term_by_counting() -> AbstractContextManager[None]:
         ack = Acknowledgement(header.term, header.height, voter.authority.hash(header), voter.me)
         return voter.authority.sign(ack)
 
-    def reply(
-        self: Replication, *, matched: bool, match_height: int = 0, waiting: str = ""
-    ) -> AppendReply:
+    def reply(self: Replication, *, matched: bool, match_height: int = 0, waiting: str = "") -> AppendReply:
         voter, ledger = self.voter, self.voter.ledger
         height = match_height if matched else ledger.certified
-        acks = tuple(acknowledge(self, record) for record in ledger.records[ledger.certified + 1 : height + 1])
+        acks = tuple(
+            acknowledge(self, record) for record in ledger.records[ledger.certified + 1 : height + 1]
+        )
         return AppendReply(voter.term, matched, height, ledger.certified, acks, waiting)
 
     def take(self: Replication, sender: str, ack: Acknowledgement) -> None:

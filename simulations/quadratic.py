@@ -95,7 +95,9 @@ def _point(index: int) -> tuple[float, ...]:
 
 
 def _points(ranges: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-    return np.array([_point(i) for low, high in ranges for i in range(low, high)], np.float32).reshape(-1, DIMENSION)
+    return np.array([_point(i) for low, high in ranges for i in range(low, high)], np.float32).reshape(
+        -1, DIMENSION
+    )
 
 
 def train(base: bytes, ranges: Sequence[tuple[int, int]]) -> tuple[bytes, int, float, float]:
@@ -120,7 +122,9 @@ def combine(inputs: Sequence[tuple[bytes, Factors]]) -> tuple[bytes, float, bool
     arrays = [(_array(data), factors) for data, factors in inputs]
     out = _empty(LAYOUT.contribution_bytes)
     finite = weighted_sum([(LAYOUT.parameters(a), f.parameters) for a, f in arrays], LAYOUT.parameters(out))
-    finite &= weighted_sum([(LAYOUT.float_buffers(a), f.float_buffers) for a, f in arrays], LAYOUT.float_buffers(out))
+    finite &= weighted_sum(
+        [(LAYOUT.float_buffers(a), f.float_buffers) for a, f in arrays], LAYOUT.float_buffers(out)
+    )
     total = np.empty_like(LAYOUT.integers(out))
     maximum([np.array(LAYOUT.integers(a)) for a, _ in arrays], total)
     LAYOUT.integers(out)[:] = total

@@ -38,7 +38,9 @@ SETTLE_WITHIN_NS = 20 * SECOND
 LEAVE_WITHIN_NS = 5 * SECOND
 """How long a leaving machine waits before it is switched off."""
 
-WEATHERS = {
+WeatherName = Literal["lan", "home", "world"]
+
+WEATHERS: dict[WeatherName, Weather] = {
     "lan": Weather((200_000, 2 * MILLISECOND)),
     "home": Weather((5 * MILLISECOND, 40 * MILLISECOND), bandwidth=5_000_000),
     "world": Weather((20 * MILLISECOND, 140 * MILLISECOND), bandwidth=5_000_000, announce_loss=0.1),
@@ -49,7 +51,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peers: int
     end_s: float = 25.0
     rounds: int = 10
-    weather: Literal["lan", "home", "world"] = "lan"
+    weather: WeatherName = "lan"
     adversary: bool = False
     faults: tuple[Fault, ...] = ()
 
@@ -58,7 +60,8 @@ def draw_scenario(seed: int, peers: int, family: str, rounds: int) -> Scenario:
     """The scenario of a seed."""
     random = stream(seed, "scenario")
     end_s = 25.0 if FAMILIES[family] else 8.0
-    weather = random.choice(("lan", "lan", "home", "world"))
+    weathers: tuple[WeatherName, ...] = ("lan", "lan", "home", "world")
+    weather = random.choice(weathers)
     adversary = family == "all" and random.random() < 0.5
     faults = draw_faults(seed, family, 3.0, end_s)
     return Scenario(peers, end_s, rounds, weather, adversary, faults)
@@ -94,7 +97,9 @@ class Director:
         for index in range(1, scenario.peers):
             world.later(random.randrange(SECOND), self._join, f"m{index}")
         for index, fault in enumerate(scenario.faults):
-            world.later(int(fault.at_s * SECOND), self._strike, fault, stream(world.seed, "fault", str(index)))
+            world.later(
+                int(fault.at_s * SECOND), self._strike, fault, stream(world.seed, "fault", str(index))
+            )
         world.run(int(scenario.end_s * SECOND))
         if world.invariants.violations:
             return

@@ -35,6 +35,9 @@ class WorkSettings(msgspec.Struct, frozen=True):
     """After how long they are there."""
 
 
+STEADY = WorkSettings()
+
+
 class Situation(msgspec.Struct, frozen=True):
     """What a world gives to the work of one peer."""
 
@@ -54,7 +57,7 @@ def state_of(parent: bytes, version: int, attempt: bytes, contributors: Iterable
 class SteadyWork:
     """peer.Work for one peer."""
 
-    def __init__(self, peer: Peer, situation: Situation, settings: WorkSettings = WorkSettings()) -> None:
+    def __init__(self, peer: Peer, situation: Situation, settings: WorkSettings = STEADY) -> None:
         self._peer = peer
         self._situation = situation
         self._settings = settings
@@ -80,7 +83,9 @@ class SteadyWork:
         return "" if self._here(body.state, now) else None
 
     def certified(self, records: Sequence[Record], now: int) -> None:
-        self._propose_at = max(self._propose_at, now)  # a coordinator begins with its opening, not in the past
+        self._propose_at = max(
+            self._propose_at, now
+        )  # a coordinator begins with its opening, not in the past
         for record in records:
             body = record.body
             if isinstance(body, Round):

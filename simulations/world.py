@@ -75,11 +75,14 @@ class WorldSettings(msgspec.Struct, frozen=True):
     real_signatures: bool = False
 
 
+PLAIN = WorldSettings()
+
+
 class World:
     """One run of one seed. Machines are added with `found` and `join`, and then `run` moves time on."""
 
     def __init__(
-        self, seed: int, settings: WorldSettings = WorldSettings(), work: WorkFactory = SteadyWork
+        self, seed: int, settings: WorldSettings = PLAIN, work: WorkFactory = SteadyWork
     ) -> None:
         self.seed = seed
         self.settings = settings
@@ -125,7 +128,9 @@ class World:
             Dial: self._dial,
             Disconnect: lambda machine, effect: self.network.disconnect(machine.id, effect.peer),
             Cancel: lambda machine, effect: None,  # what is under way here ends by itself
-            Halt: lambda machine, effect: self.invariants.violated("halt", f"{machine.name}: {effect.reason}"),
+            Halt: lambda machine, effect: self.invariants.violated(
+                "halt", f"{machine.name}: {effect.reason}"
+            ),
             Emit: self._emit,
         }
 

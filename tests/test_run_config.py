@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcoord import run_config, run_file
+from p2pcoord import run_config, run_file, run_sections
 from p2pcoord.errors import LocalError, RemoteError, UserError
 from p2pcoord.run_config import (
     LocalOptimizer,
@@ -123,7 +123,7 @@ def test_the_line_is_right_after_strings_of_many_lines_that_look_like_keys() -> 
 
 def test_a_run_file_that_is_too_large_or_nested_too_deep_is_refused() -> None:
     assert "at most" in refusal("[workload]\nx = '" + "a" * run_file.MAX_RUN_FILE_BYTES + "'")
-    assert "at most" in refusal("[workload]\nx = '" + "a" * run_config.MAX_CONFIG_BYTES + "'")
+    assert "at most" in refusal("[workload]\nx = '" + "a" * run_sections.MAX_CONFIG_BYTES + "'")
     assert "nested deeper" in refusal("[workload]\nx = " + "{ a = " * 20 + "1" + " }" * 20)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from p2pcoord.consensus.committees import wanted_voters
-from p2pcoord.consensus.election import Election
-from p2pcoord.consensus.ledger import AnyBody, CommitteeChange, Record, Round, Vote
+from p2pcoord.consensus.election import NEVER, Election
+from p2pcoord.consensus.ledger import AnyBody, CommitteeChange, Record, Round, SignedStatement, Vote
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.replication import MAX_LEARNERS, Replication
 from p2pcoord.consensus.voter import AnyFrame, Role, Timing, Voter
@@ -50,6 +50,8 @@ class Agreement:
         trusted: tuple[int, bytes] | None = None,
         check: Callable[[Record], str | None],
         certified: Callable[[Sequence[Record], int], None],
+        see: Callable[[SignedStatement], None] = lambda statement: None,
+        holds_state: Callable[[], bool] = lambda: True,
     ) -> None:
         self._awaited: tuple[tuple[str, ...], int] = ((), 0)
         """The committee whose learners are waited for, and until when."""
@@ -57,7 +59,15 @@ class Agreement:
         self.timing = timing
         self.committee_size = committee_size
         self.election = Election(self.voter, timing, random, elected=self._elected, behind=self._behind)
-        self.replication = Replication(self.voter, self.election, timing, check=check, certified=certified)
+        self.replication = Replication(
+            self.voter,
+            self.election,
+            timing,
+            check=check,
+            certified=certified,
+            see=see,
+            holds_state=holds_state,
+        )
 
     # Life
 
@@ -209,7 +219,8 @@ class Agreement:
         silent = set()
         for peer in self.committee.everyone:
             progress = replication.progress.get(peer)
-            heard = replication.opened_at if progress is None or not progress.proven else progress.heard_at
+            never = progress is None or progress.heard_at >= NEVER
+            heard = replication.opened_at if never or progress is None else progress.heard_at
             if peer != self.voter.me and heard < since:
                 silent.add(peer)
         return silent
@@ -220,6 +231,7 @@ class Agreement:
         return (
             progress is not None
             and progress.match_height >= self.voter.ledger.certified
+            and progress.holds
             and self.replication.heard_within(peer, recently, now)
         )
 

@@ -90,7 +90,9 @@ class Election:
         """This term's coordinator spoke (its right to the term was checked)."""
         voter = self.voter
         if not (voter.role is Role.PRE_CANDIDATE and self._transfer is not None):
-            voter.role = Role.FOLLOWER  # who was asked to take over goes on although the coordinator is still heard
+            voter.role = (
+                Role.FOLLOWER
+            )  # who was asked to take over goes on although the coordinator is still heard
         if voter.coordinator != coordinator:
             voter.coordinator = coordinator
             voter.outbox.emit("following", coordinator=coordinator, term=voter.term)

@@ -28,6 +28,7 @@ from hashlib import sha256
 
 import msgspec
 
+from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
@@ -160,12 +161,30 @@ class Farewell(Statement, frozen=True, tag="farewell"):
     signature: bytes = b""
 
 
+class Header(Statement, frozen=True, tag="header"):
+    height: int
+    term: int
+    previous: bytes
+    committee: int
+    """Height of the last committee record (or genesis) at or below this record, itself included."""
+    kind: str
+    body: bytes
+    """sha256 of the body's canonical bytes."""
+    coordinator: str
+    signature: bytes = b""
+
+
+SignedStatement = Vote | Acknowledgement | Header | ContributionHeader
+"""What can be evidence (consensus/evidence.py)."""
+
+
 class Exclusion(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A member stops counting until the version `until` is certified (0: for good)."""
+    """A member stops counting until the version `until` is certified (0: for good, which needs evidence)."""
 
     peer: str
     reason: str
     until: int
+    evidence: tuple[SignedStatement, SignedStatement] | None = None
 
 
 class Members(Body, frozen=True, tag="members"):
@@ -204,19 +223,6 @@ def body_kind(body: AnyBody) -> str:
 
 
 # Records -------------------------------------------------------------------------------------------------------------
-
-
-class Header(Statement, frozen=True, tag="header"):
-    height: int
-    term: int
-    previous: bytes
-    committee: int
-    """Height of the last committee record (or genesis) at or below this record, itself included."""
-    kind: str
-    body: bytes
-    """sha256 of the body's canonical bytes."""
-    coordinator: str
-    signature: bytes = b""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -512,6 +518,9 @@ class Ledger:
 
     def _check_fork(self, start: int, records: Sequence[Record], certificate: Certificate) -> None:
         """Raises RemoteError when the chain that contradicts the certified prefix is not certified, else Fork."""
+        if not certificate.signers(self._authority) & set(self.committee_at(start).everyone):
+            # A fork needs a voter that both chains share; without one, the chain is not worth replaying.
+            raise RemoteError("contradiction", f"another record at certified height {start}")
         other = Ledger(self._authority, self.records[0])
         for record in [*self.records[1:start], *records]:
             other.append(record)

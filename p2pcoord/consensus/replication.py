@@ -30,6 +30,7 @@ from p2pcoord.consensus.ledger import (
     CommitteeChange,
     Opening,
     Record,
+    SignedStatement,
     Transfer,
     Vote,
     certificate_of,
@@ -50,6 +51,13 @@ BATCH_RECORDS = 64
 # A peer is asked for records at most this often, whatever it shows: five a second catch up 300 records a second.
 ASK_INTERVAL_NS = 200_000_000
 
+# A peer is answered at most this often: half of what an honest one asks.
+ANSWER_INTERVAL_NS = ASK_INTERVAL_NS // 2
+
+# A coordinator whose opening is not certified after this long coordinates nothing: its heartbeats no longer count, so that
+# a winner that never commits cannot hold the run. Far above any honest certificate, disk and round trips included.
+OPENING_PATIENCE_NS = 20_000_000_000
+
 # Learners that the coordinator feeds at a time; a committee changes by a few voters at once.
 MAX_LEARNERS = 8
 
@@ -64,6 +72,8 @@ class Progress(msgspec.Struct):
     match_height: int = 0
     heard_at: int = NEVER
     """Last answer in this term; NEVER when none yet."""
+    holds: bool = False
+    """It has the state of the newest version on its disk."""
     proven: bool = False
     """It has answered in this term, so it needs no more proof of it."""
 
@@ -80,12 +90,16 @@ class Replication:
         *,
         check: Callable[[Record], str | None],
         certified: Callable[[Sequence[Record], int], None],
+        see: Callable[[SignedStatement], None] = lambda statement: None,
+        holds_state: Callable[[], bool] = lambda: True,
     ) -> None:
         self.voter = voter
         self.election = election
         self.timing = timing
         self._check = check
         self._certified = certified
+        self._see = see
+        self._holds_state = holds_state
         self.resting = False
         """Set by the owner: nothing is waiting for a commit, heartbeats may slow down."""
         self.learners: tuple[str, ...] = ()
@@ -102,6 +116,9 @@ class Replication:
         self._own_acknowledgements: deque[tuple[int, Acknowledgement]] = deque()
         self._kept: tuple[str, Append] | None = None
         self._asked_at: dict[str, int] = {}
+        self._answered_at: dict[str, int] = {}
+        self._opening_since: tuple[int, int] | None = None
+        """(term, when its coordinator was first heard) while the term's opening is not certified here."""
 
     # The coordinator's side
 
@@ -301,7 +318,7 @@ class Replication:
             self._send_append(sender, now)
             return
         progress = self._progress(sender)
-        progress.heard_at, progress.proven = now, True
+        progress.heard_at, progress.proven, progress.holds = now, True, reply.holds
         for ack in reply.acknowledgements:
             self._take_acknowledgement(sender, ack)
         if reply.matched:
@@ -323,6 +340,7 @@ class Replication:
         if not ledger.holds(ack.height, ack.record):
             raise RemoteError("bad_ack", f"an acknowledgement of another record at height {ack.height}")
         voter.authority.check(sender, ack)
+        self._see(ack)
         self._acknowledgements.setdefault(ack.height, {})[sender] = ack
 
     def durable(self, now: int) -> None:
@@ -386,9 +404,20 @@ class Replication:
         if not self._coordinates(sender, message):
             voter.outbox.send(sender, AppendReply(voter.term - 1, False, 0, voter.ledger.certified))
             return
-        self.election.heard(sender, message.interval_ns, now)
+        if self._patient(message.term, now):
+            self.election.heard(sender, message.interval_ns, now)
         self._kept = None
         self._append(sender, message, now)
+
+    def _patient(self, term: int, now: int) -> bool:
+        """Whether this term's coordinator still has time to get its opening certified."""
+        ledger = self.voter.ledger
+        if ledger.records[ledger.certified].header.term >= term:
+            self._opening_since = None
+            return True
+        if self._opening_since is None or self._opening_since[0] != term:
+            self._opening_since = (term, now)
+        return now - self._opening_since[1] <= OPENING_PATIENCE_NS
 
     def _coordinates(self, sender: str, message: Append) -> bool:
         """Whether `sender` coordinates this term, by the log, by what was proven, or by the message; False when nothing
@@ -501,6 +530,7 @@ class Replication:
             ledger.certified,
             tuple(acks),
             waiting,
+            self._holds_state(),
         )
 
     def _acknowledge(self, record: Record) -> Acknowledgement:
@@ -539,6 +569,12 @@ class Replication:
         self.voter.outbox.send(peer, RecordsRequest(self.voter.ledger.certified + 1))
 
     def on_records_request(self, sender: str, request: RecordsRequest, now: int) -> None:
+        """An answer is half a MiB, its question forty bytes: each peer gets one per interval."""
+        if now - self._answered_at.get(sender, -ANSWER_INTERVAL_NS) < ANSWER_INTERVAL_NS:
+            return
+        if len(self._answered_at) > 1024:
+            self._answered_at.clear()
+        self._answered_at[sender] = now
         answer = self.certified_from(request.from_height)
         if answer is not None:
             self.voter.outbox.send(sender, answer)

@@ -60,6 +60,9 @@ STALL_NS = 3_000_000_000
 # What could not be begun (nobody there, the duty on its way to another) is tried again after this long.
 RETRY_NS = 500_000_000
 
+# Rounds in a row that a member may fail (late, bytes that are wrong or do not come) before it is excluded for a while.
+FAILURES_BEFORE_EXCLUSION = 3
+
 # A refused attempt (a metric that is not finite) is planned anew after 1, 2, 4 ... s, at most a minute.
 FIRST_BACKOFF_NS = 1_000_000_000
 MAX_BACKOFF_NS = 60_000_000_000
@@ -76,6 +79,8 @@ class RoundCoordinator:
         self.phase = Phase.COMPLETED
         self._refusals = 0
         self._not_before = 0
+        self._failures: dict[str, int] = {}
+        """Rounds failed in a row, by member (of those this coordinator led)."""
         self._clear(0)
 
     def _clear(self, now: int) -> None:
@@ -322,6 +327,7 @@ class RoundCoordinator:
         if header.origin_round != self.participant.version + 1 or header.base != self.participant.state.root:
             return
         check_header(header, self.setting.authority, self.setting.rules.contribution_bytes)
+        self.setting.see(header)
         if not self.setting.roster.is_member(sender):
             raise RemoteError("stranger", "offers a contribution")
         if self.attempt is None or header.slot not in {entry.slot for entry in self.attempt.entries}:
@@ -412,6 +418,7 @@ class RoundCoordinator:
             if self.phase is not Phase.GRADIENT_COLLECTION:
                 self._enter(Phase.GRADIENT_COLLECTION, now)
             for assignment in missing:
+                self._failed_again(assignment.member, "late")
                 self.setting.outbox.emit("left-out", peer=assignment.member, assignment=assignment.index)
             self._attempt(now)
             return
@@ -497,9 +504,22 @@ class RoundCoordinator:
         if member in self.lost:
             return
         self.lost[member] = reason
+        if not reason.startswith("unreachable"):
+            self._failed_again(member, reason)
         self.setting.outbox.emit("lost", peer=member, reason=reason, attempt=self.number)
         if self._replan_at is None:
             self._replan_at = now + BATCH_LOSSES_NS
+
+    def _failed_again(self, member: str, reason: str) -> None:
+        """A member that fails the rounds it was counted on for, several in a row, is left out for a while."""
+        self._failures[member] = self._failures.get(member, 0) + 1
+        if self._failures[member] >= FAILURES_BEFORE_EXCLUSION and member != self.setting.me:
+            del self._failures[member]
+            self.setting.exclude(
+                self.setting.roster.exclusion_of(
+                    member, f"failed {FAILURES_BEFORE_EXCLUSION} rounds: {reason}"
+                )
+            )
 
     def on_partial(self, sender: str, message: PartialMessage, now: int) -> None:
         partial = message.partial
@@ -707,6 +727,9 @@ class RoundCoordinator:
 
     def certified(self, now: int) -> None:
         """The commit point: the record is certified, the next round may begin."""
+        if self.attempt is not None:
+            for entry in self.attempt.entries:
+                self._failures.pop(entry.contributor, None)
         self._refusals = 0
         self._clear(now)
         self.phase = Phase.COMPLETED

@@ -133,7 +133,11 @@ class Participant:
         for slot, header in slots.items():
             if header.content.root in contents and slot[0] > self.version:
                 self.slots[slot] = header
-        useful = {self.state.root, *self.setting.rules.pinned, *(header.content.root for header in self.slots.values())}
+        useful = {
+            self.state.root,
+            *self.setting.rules.pinned,
+            *(header.content.root for header in self.slots.values()),
+        }
         if old := tuple(sorted(contents - useful)):
             self.setting.outbox.put(Discard(old))
         contents &= useful
@@ -560,7 +564,12 @@ class Participant:
             self.plan = None
         self.slots = {slot: header for slot, header in self.slots.items() if slot[0] > self.version}
         self.held = self.state.root in self._content
-        kept = {self.state.root, old.root, *setting.rules.pinned, *(header.content.root for header in self.slots.values())}
+        kept = {
+            self.state.root,
+            old.root,
+            *setting.rules.pinned,
+            *(header.content.root for header in self.slots.values()),
+        }
         gone = tuple(sorted(root for root in self._content if root not in kept))
         if gone:
             setting.outbox.put(Discard(gone))

@@ -18,12 +18,18 @@ from hashlib import sha256
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record, Round
+from p2pcoord.consensus.evidence import contradict, signer_of
+from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record
 from p2pcoord.identity import Authority
 
 # Changes in one record: the largest admission (a name of 64 four-byte letters) has 360 bytes, and 128 of them fit a body
 # (64 KiB) with room to spare.
 MAX_ADMISSIONS = 128
+
+# An excluded member is tried again at the latest after so many versions.
+MAX_WAIT_VERSIONS = 64
+
+MAX_REASON_LENGTH = 256
 
 # A name is for people; the peer id is what counts.
 MAX_NAME_LENGTH = 64
@@ -66,8 +72,8 @@ class Roster:
             if isinstance(body, Genesis):
                 self._members[body.founder] = Member("founder", 0)
                 self._admitted.add(body.founder)
-            elif isinstance(body, Round):
-                self.version = body.version
+            elif record.header.kind == "round":
+                self.version += 1  # its body may be compacted away; each round makes one version
             elif isinstance(body, Members):
                 for admission in body.admitted:
                     self._members.pop(admission.peer, None)
@@ -107,10 +113,10 @@ class Roster:
             return ""
         return exclusion.reason
 
-    def exclusion_of(self, peer: str, reason: str, *, for_good: bool = False) -> Exclusion:
-        """The record entry that excludes `peer`; the wait doubles each time: 2, 4, 8 ... up to 64 versions."""
-        wait = min(2 << self._times_excluded.get(peer, 0), 64)
-        return Exclusion(peer, reason, 0 if for_good else self.version + wait)
+    def exclusion_of(self, peer: str, reason: str) -> Exclusion:
+        """The record entry that excludes `peer` for a time; the wait doubles each time: 2, 4, 8 ... up to 64 versions."""
+        wait = min(2 << self._times_excluded.get(peer, 0), MAX_WAIT_VERSIONS)
+        return Exclusion(peer, reason, self.version + wait)
 
     def proves(self, admission: Admission) -> str:
         """Why the proof of this admission does not hold ("" when it does)."""
@@ -145,5 +151,20 @@ class Roster:
                 return f"{farewell.peer} is no member, or was admitted again after it said goodbye"
             if not self._authority.verify(farewell.peer, farewell):
                 return f"the goodbye of {farewell.peer} is not signed by it"
+        for exclusion in body.excluded:
+            if reason := self._check_exclusion(exclusion):
+                return reason
         strangers = [exclusion.peer for exclusion in body.excluded if exclusion.peer not in self._members]
         return f"{strangers[0]} is no member" if strangers else ""
+
+    def _check_exclusion(self, exclusion: Exclusion) -> str:
+        """For good only with evidence; without it for a bounded time, so that one coordinator's dislike does not last."""
+        if exclusion.evidence is not None:
+            first, second = exclusion.evidence
+            if signer_of(first) != exclusion.peer or not contradict(first, second, self._authority):
+                return f"the evidence against {exclusion.peer} shows nothing"
+        elif len(exclusion.reason) > MAX_REASON_LENGTH:
+            return f"{exclusion.peer} is excluded at too great length"
+        elif not self.version < exclusion.until <= self.version + MAX_WAIT_VERSIONS:
+            return f"{exclusion.peer} is excluded until version {exclusion.until} without evidence"
+        return ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from p2pcoord.aggregation.mean import Mean
-from p2pcoord.consensus.ledger import Genesis, Header
+from p2pcoord.consensus.ledger import Exclusion, Genesis, Header, SignedStatement
 from p2pcoord.consensus.voter import Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Cancel, Effect, Outcome
@@ -94,6 +94,8 @@ class Setting:
         fit: Callable[[str], bool],
         send: Callable[[str, msgspec.Struct], None],
         between_rounds: Callable[[int], None],
+        see: Callable[[SignedStatement], None],
+        exclude: Callable[[Exclusion], None],
         ask_records: Callable[[str, int], None],
         retry: Callable[[int], None],
     ) -> None:
@@ -111,6 +113,9 @@ class Setting:
         self.send = send
         self.between_rounds = between_rounds
         """The coordinator's care for members, committee and rotation; what it orders is certified before the next round."""
+        self.see = see
+        """A statement was checked: it may be evidence together with another."""
+        self.exclude = exclude
         self.ask_records = ask_records
         self.retry = retry
         """Something that a check waited for has come."""

@@ -1,0 +1,178 @@
+"""Each invariant sees what breaks it: runs of a clean world, in which one thing is changed by hand."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from p2pcoord.consensus.ledger import Acknowledgement, Certificate, Vote
+from p2pcoord.consensus.voter import Role
+from p2pcoord.messages import AppendReply, VoteReply
+from p2pcoord.wire import encode
+from simulations.machine import Machine
+from simulations.network import SECOND
+from simulations.world import World
+
+
+def settled(seconds: int = 4) -> tuple[World, list[Machine]]:
+    """Three machines that have certified a few versions, the first of them the coordinator."""
+    world = World(1)
+    machines = [world.found("m0"), world.join("m1"), world.join("m2")]
+    world.run(seconds * SECOND)
+    assert world.invariants.version > 3
+    assert world.invariants.violations == []
+    coordinator = world.coordinator()
+    assert coordinator is not None
+    return world, sorted(machines, key=lambda machine: machine is not coordinator)
+
+
+def seen(world: World) -> list[str]:
+    return [violation.invariant for violation in world.invariants.violations]
+
+
+def test_a_clean_world_breaks_none() -> None:
+    world, machines = settled(10)
+    heights = {m.peer.agreement.voter.ledger.certified for m in machines if m.peer}
+    assert len(heights) == 1
+    assert world.invariants.certificates >= world.invariants.version
+
+
+def test_two_coordinators_of_a_term_are_seen() -> None:
+    world, machines = settled()
+    other = machines[1].peer
+    assert other is not None
+    other.agreement.voter.role = Role.COORDINATOR
+    world.invariants.observe(machines[1], other)
+    assert seen(world) == ["coordinator"]
+
+
+def test_a_term_that_nobody_asked_for_is_seen() -> None:
+    world, machines = settled()
+    peer = machines[1].peer
+    assert peer is not None
+    peer.agreement.voter.term += 2
+    world.invariants.observe(machines[1], peer)
+    assert seen(world) == ["term"]
+
+
+def test_a_certified_prefix_that_shrinks_is_seen() -> None:
+    world, machines = settled()
+    peer = machines[1].peer
+    assert peer is not None
+    peer.agreement.voter.ledger.certified -= 1
+    world.invariants.observe(machines[1], peer)
+    assert "back" in seen(world)
+
+
+def test_another_record_at_a_certified_height_is_seen() -> None:
+    world, machines = settled()
+    peer = machines[1].peer
+    assert peer is not None
+    ledger = peer.agreement.voter.ledger
+    ledger.hashes[ledger.certified] = bytes(32)
+    machines[1].life += 1  # looked at as a whole, like after a restart
+    world.invariants.observe(machines[1], peer)
+    assert "chain" in seen(world)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "invariant"),
+    [
+        (lambda c: msgspec.structs.replace(c, signatures=c.signatures[:1]), "certificate"),
+        (
+            lambda c: msgspec.structs.replace(c, signatures=tuple((v, bytes(64)) for v, _ in c.signatures)),
+            "certificate",
+        ),
+    ],
+)
+def test_a_certificate_without_a_quorum_of_true_signatures_is_seen(
+    spoil: Callable[[Certificate], Certificate], invariant: str
+) -> None:
+    world, machines = settled()
+    peer = machines[0].peer
+    assert peer is not None
+    ledger = peer.agreement.voter.ledger
+    ledger.certificates[ledger.certified] = spoil(ledger.certificates[ledger.certified])
+    world.invariants._checked.clear()
+    machines[0].life += 1
+    world.invariants.observe(machines[0], peer)
+    assert invariant in seen(world)
+
+
+def test_a_signer_that_has_the_record_on_no_disk_is_seen() -> None:
+    world, machines = settled()
+    peer = machines[0].peer
+    assert peer is not None
+    for machine in machines:
+        world.invariants._disks[machine.id].records.pop()
+    world.invariants._checked.clear()
+    machines[0].life += 1
+    world.invariants.observe(machines[0], peer)
+    assert set(seen(world)) == {"durable"}
+
+
+def test_a_second_vote_in_a_term_is_seen() -> None:
+    world, machines = settled()
+    voter, one, other = (machine.id for machine in machines)
+    for candidate in (one, one, other):
+        assert seen(world) == []
+        vote = Vote(9, candidate, bytes(32), voter)
+        world.invariants.spoken(machines[0], encode(VoteReply(9, vote)))
+    assert seen(world) == ["vote"]
+
+
+def test_an_acknowledgement_in_a_term_that_is_over_is_seen() -> None:
+    world, machines = settled()
+    world.invariants._disks[machines[1].id].term += 1
+    ack = Acknowledgement(1, 99, bytes(32), machines[1].id)
+    world.invariants.spoken(machines[1], encode(AppendReply(1, True, 99, 0, (ack,))))
+    assert seen(world) == ["acknowledged"]
+
+
+def test_a_second_record_acknowledged_at_a_height_is_seen() -> None:
+    world, machines = settled()
+    term = world.invariants._disks[machines[1].id].term
+    for name in (bytes(32), bytes(32), b"x" * 32):
+        assert seen(world) == []
+        ack = Acknowledgement(term, 99, name, machines[1].id)
+        world.invariants.spoken(machines[1], encode(AppendReply(term, True, 99, 0, (ack,))))
+    assert seen(world) == ["acknowledged"]
+
+
+def test_a_version_that_does_not_follow_is_seen_and_so_is_an_assignment_that_counts_twice() -> None:
+    world, _ = settled()
+    rounds = [record.body for record in world.invariants.chain if record.header.kind == "round"]
+    world.invariants._round(rounds[-1])  # type: ignore[arg-type]  # the kind says that it is a round
+    assert set(seen(world)) == {"version"}
+    assert len(seen(world)) > 2  # the version, its parent, and its assignments
+
+
+def test_a_certificate_across_a_cut_is_seen() -> None:
+    world, machines = settled()
+    peer = machines[0].peer
+    assert peer is not None
+    accounts = world.invariants
+    accounts.sides = (0, {machine.id: index for index, machine in enumerate(machines)})
+    accounts._checked.clear()
+    machines[0].life += 1
+    accounts.observe(machines[0], peer)
+    assert seen(world) == ["side"]
+
+
+def test_a_log_that_comes_back_shorter_is_seen() -> None:
+    world, machines = settled()
+    machine = machines[1]
+    world.crash(machine)
+    del machine.disk._file[len(machine.disk._file) // 2 :]
+    world.start(machine)
+    assert seen(world) == ["log"]
+
+
+def test_a_peer_that_stops_is_seen() -> None:
+    world, machines = settled()
+    peer = machines[1].peer
+    assert peer is not None
+    peer._halt("the disk is full")
+    world.feed(machines[1], "disconnected", machines[0].id)
+    world.run(world.now + SECOND)
+    assert "halt" in seen(world) or peer.halted
