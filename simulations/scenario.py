@@ -135,7 +135,10 @@ class Director:
             if machine.peer is None or machine.id in self._leaving:
                 continue
             ledger = machine.peer.agreement.voter.ledger
-            if not (ledger.certified == ledger.height == top and machine.peer.is_member):
+            member = (
+                machine.peer.is_member or machine is self._liar
+            )  # which may be excluded for what it signed
+            if not (ledger.certified == ledger.height == top and member):
                 told.append(f"{machine.name} at {ledger.certified}/{ledger.height}")
         return f"certified up to {top}, but {', '.join(told)}" if told else ""
 

@@ -99,6 +99,9 @@ class SteadyWork:
     def complete(self, effect_id: int, outcome: Outcome, now: int) -> None:
         pass
 
+    def progress(self, now: int) -> None:
+        pass
+
     def tick(self, now: int) -> None:
         if any(0 < at <= now for at in self._arrivals.values()):
             self._arrivals = {state: 0 if at <= now else at for state, at in self._arrivals.items()}

@@ -23,7 +23,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -45,6 +45,7 @@ from p2pcoord.effects import (
 )
 from p2pcoord.errors import LocalError
 from p2pcoord.identity import Authority
+from p2pcoord.messages import AnyMessage
 from p2pcoord.peer import Peer, PeerSettings, Restored, Work
 from simulations.clock import Clock
 from simulations.disk import Disk
@@ -81,9 +82,7 @@ PLAIN = WorldSettings()
 class World:
     """One run of one seed. Machines are added with `found` and `join`, and then `run` moves time on."""
 
-    def __init__(
-        self, seed: int, settings: WorldSettings = PLAIN, work: WorkFactory = SteadyWork
-    ) -> None:
+    def __init__(self, seed: int, settings: WorldSettings = PLAIN, work: WorkFactory = SteadyWork) -> None:
         self.seed = seed
         self.settings = settings
         self.now = 0
@@ -432,8 +431,12 @@ def term_of(machine: Machine) -> int:
     return machine.peer.agreement.voter.term if machine.peer is not None else 0
 
 
+MESSAGE_KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyMessage))
+
+
 def kind_of(data: bytes) -> str:
     """The tag of a message: a short text at the beginning of an array."""
     if len(data) < 2 or not 0x60 <= data[1] < 0x78:
         return "garbage"
-    return data[2 : 2 + data[1] - 0x60].decode("ascii", "replace")
+    kind = data[2 : 2 + data[1] - 0x60].decode("ascii", "replace")
+    return kind if kind in MESSAGE_KINDS else "garbage"

@@ -19,7 +19,7 @@ from hashlib import sha256
 import msgspec
 
 from p2pcoord.consensus.evidence import contradict, signer_of
-from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record
+from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record, Round
 from p2pcoord.identity import Authority
 
 # Changes in one record: the largest admission (a name of 64 four-byte letters) has 360 bytes, and 128 of them fit a body
@@ -73,7 +73,8 @@ class Roster:
                 self._members[body.founder] = Member("founder", 0)
                 self._admitted.add(body.founder)
             elif record.header.kind == "round":
-                self.version += 1  # its body may be compacted away; each round makes one version
+                # Its body may be compacted away; each round makes one version.
+                self.version = body.version if isinstance(body, Round) else self.version + 1
             elif isinstance(body, Members):
                 for admission in body.admitted:
                     self._members.pop(admission.peer, None)

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,15 @@ def enough() -> None:
     raise Enough
 
 
-def followed(directory: Path) -> list[dict[str, Any]]:
+def followed(directory: Path, wait: Callable[[], None] = enough) -> list[dict[str, Any]]:
+    """What a follower tells until `wait` has enough."""
     found = []
-    with pytest.raises(Enough):
-        for event in follow_events(directory, wait=enough):
-            found.append(event)  # noqa: PERF402  # what came before the exception counts
-    return found
+    events = follow_events(directory, wait=wait)
+    while True:
+        try:
+            found.append(next(events))
+        except Enough:
+            return found
 
 
 def numbers(found: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> list[int]:
@@ -171,10 +174,7 @@ def test_following_survives_the_change_of_files(tmp_path: Path) -> None:
                 raise Enough
             log.write("tick", {"n": n})
 
-    found = []
-    with pytest.raises(Enough):
-        for event in follow_events(tmp_path, wait=write_more):
-            found.append(event["n"])  # noqa: PERF401
+    found = numbers(followed(tmp_path, write_more))
     assert found == list(range(200))
 
 
@@ -188,10 +188,7 @@ def test_following_waits_for_a_file_that_is_not_there_and_for_whole_lines(tmp_pa
         with (tmp_path / CURRENT).open("ab") as file:
             file.write(step)
 
-    found = []
-    with pytest.raises(Enough):
-        for event in follow_events(tmp_path, wait=next_step):
-            found.append(event["n"])  # noqa: PERF401
+    found = numbers(followed(tmp_path, next_step))
     assert found == [1, 2]
 
 
@@ -213,10 +210,7 @@ def test_following_a_writer_in_another_thread_misses_nothing(tmp_path: Path) -> 
 
     thread = threading.Thread(target=write)
     thread.start()
-    found: list[int] = []
-    with pytest.raises(Enough):
-        for event in follow_events(tmp_path, wait=wait):
-            found.append(event["n"])  # noqa: PERF401
+    found = numbers(followed(tmp_path, wait))
     thread.join()
     found += [n for n in numbers(followed(tmp_path)) if n > (found[-1] if found else -1)]
     assert found == list(range(2000))

@@ -32,7 +32,7 @@ async def started(nursery: trio.Nursery, directory: Path, document: Callable[[],
     """Serves in the nursery; returns once the socket is there, with its place."""
     nursery.start_soon(serve_status, directory, document)
     with trio.fail_after(5):
-        while not (status_socket._place(directory)).exists():
+        while not (directory / SOCKET_FILE).exists() and not (directory / PATH_FILE).exists():  # noqa: ASYNC110
             await trio.sleep(0.005)
     return status_socket._place(directory)
 
@@ -62,11 +62,8 @@ async def test_a_path_too_long_for_a_socket_goes_elsewhere_and_is_found(tmp_path
     with Store.open(directory):
         pass
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_status, directory, lambda: DOCUMENT)
-        with trio.fail_after(5):
-            while not (directory / PATH_FILE).exists():
-                await trio.sleep(0.005)
-        path = Path((directory / PATH_FILE).read_text().strip())
+        path = await started(nursery, directory, lambda: DOCUMENT)
+        assert (directory / PATH_FILE).read_text() == f"{path}\n"
         assert len(os.fsencode(path)) <= 103
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert (await ask_status(directory))["role"] == "voter"

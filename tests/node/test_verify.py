@@ -232,7 +232,7 @@ def test_goodbyes_are_checked_for_their_signature(run: SignedRun) -> None:
 
 
 def test_members_that_left_or_are_excluded_do_not_contribute(run: SignedRun) -> None:
-    run.certify(Members(excluded=(Exclusion(run.peers[1], "lies", 0),)), (0, 1))
+    run.certify(Members(excluded=(Exclusion(run.peers[1], "late", 3),)), (0, 1))
     run.certify(run.round(2), (0, 1))
     problem = problem_of(run.frames)
     assert problem is not None

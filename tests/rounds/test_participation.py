@@ -185,7 +185,14 @@ def test_the_wait_doubles_with_every_exclusion_up_to_64_versions() -> None:
         waits.append(exclusion.until - r.version)
         r.apply([record(height, Members(excluded=(exclusion,)))])
     assert waits == [2, 4, 8, 16, 32, 64, 64, 64]
-    assert r.exclusion_of(B, "liar", for_good=True).until == 0
+
+
+def test_without_evidence_nobody_is_excluded_for_good_or_for_long() -> None:
+    r = roster()
+    r.apply([record(1, Members((admission(B),)))])
+    assert "without evidence" in r.check(Members(excluded=(Exclusion(B, "disliked", 0),)))
+    assert "without evidence" in r.check(Members(excluded=(Exclusion(B, "disliked", 1000),)))
+    assert r.check(Members(excluded=(r.exclusion_of(B, "late"),))) == ""
 
 
 def test_only_members_are_excluded() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from p2pcoord.consensus.ledger import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Role
+from p2pcoord.effects import Failed
 from p2pcoord.messages import AppendReply, VoteReply
 from p2pcoord.wire import encode
 from simulations.machine import Machine
@@ -170,9 +171,9 @@ def test_a_log_that_comes_back_shorter_is_seen() -> None:
 
 def test_a_peer_that_stops_is_seen() -> None:
     world, machines = settled()
-    peer = machines[1].peer
-    assert peer is not None
-    peer._halt("the disk is full")
-    world.feed(machines[1], "disconnected", machines[0].id)
-    world.run(world.now + SECOND)
-    assert "halt" in seen(world) or peer.halted
+    machine = machines[0]
+    while not machine.persists:
+        world.run(world.now + SECOND // 1000)
+    world.feed(machine, "complete", machine.persists[0][0], Failed("the disk is full"))
+    assert seen(world) == ["halt"]
+    assert "the disk is full" in world.invariants.violations[0].detail
