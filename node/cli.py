@@ -49,13 +49,12 @@ class _Commands(click.Group):
 def _mistake(error: BaseException) -> tuple[str, int] | None:
     """Message and exit code of what is the user's mistake or the disk's; None for what is ours.
 
-    trio hands out what several tasks raised as a group; when all in it are mistakes, the first one is told.
+    trio hands out what several tasks raised as a group. A mistake in it ended the others, so it is the one to tell.
     """
     from p2pcoord.errors import UserError
 
     if isinstance(error, BaseExceptionGroup):
-        told = [_mistake(inner) for inner in error.exceptions]
-        return None if None in told else told[0]
+        return next(filter(None, map(_mistake, error.exceptions)), None)
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if type(error).__name__ in ("StorageError", "CorruptLog"):  # by name: their modules need not be loaded

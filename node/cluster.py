@@ -123,6 +123,8 @@ class _Cluster:
         self.command = command
         self.live: Live | None = None
         self.stopping = False
+        self.founder: Node | None = None
+        """The first node until it can be joined: its failure is this command's, and told once."""
         self.told_version = 0
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         ports = _ports(options.base, options.nodes)
@@ -133,8 +135,8 @@ class _Cluster:
 
     async def run(self) -> int:
         try:
-            async with trio.open_nursery() as nursery:
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+                async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_signals, signals, nursery)
                     nursery.start_soon(self._watch)
                     with self._screen():
@@ -161,8 +163,10 @@ class _Cluster:
             joining += ("--secret", options.secret) if options.secret else ()
             rest = self.nodes
         else:
+            self.founder = first
             await self._spawn(nursery, first, options.founding)
             document = await self._joinable(first)
+            self.founder = None
             if document is None:
                 return
             if is_over(document):
@@ -203,7 +207,7 @@ class _Cluster:
             nursery.cancel_scope.deadline = (
                 trio.current_time() + LAST_WORDS_S
             )  # a process of its own may hold the pipe
-        if code and not self.stopping:
+        if code and not self.stopping and node is not self.founder:
             self.tell(f"{node.name} ended with exit code {code}; it said:\n{_said(node)}")
 
     async def _joinable(self, node: Node) -> dict[str, Any] | None:
@@ -221,7 +225,10 @@ class _Cluster:
         if node.runs:
             raise UserError(f"{node.name} has no run after {FOUND_TIMEOUT_S:.0f} s; it said:\n{_said(node)}")
         await trio.sleep(LAST_WORDS_S)
-        raise UserError(_bare(_said(node)) or f"{node.name} ended with exit code {node.exit_code}")
+        raise UserError(
+            _bare(_said(node)) or f"{node.name} ended with exit code {node.exit_code}",
+            exit_code=2 if node.exit_code == 2 else 1,
+        )
 
     async def _read(self, node: Node, process: trio.Process) -> None:
         """All that the node prints: the newest lines are kept, and its rounds are part of the story."""
@@ -318,7 +325,7 @@ class _Cluster:
         model = newest.directory / MODEL_FILE
         if model.is_file():
             self.tell(f"the model lies in {model}")
-        failed = [node.name for node in self.nodes if node.exit_code != 0]
+        failed = [node.name for node in self.nodes if node.process is not None and node.exit_code != 0]
         if failed and not self.stopping:
             self.tell(f"did not end well: {', '.join(failed)}")
         return 1 if failed or self.stopping else 0

@@ -42,8 +42,8 @@ def commit_line(fields: Mapping[str, Any], name_of: NameOf) -> str:
 
 
 def number(value: Any) -> str:
-    """Four significant digits; a dash for what is none."""
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+    """Four significant digits (never -0); a dash for what is none."""
+    return f"{value + 0:.4g}" if isinstance(value, int | float) else "-"
 
 
 def size(count: float) -> str:

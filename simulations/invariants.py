@@ -94,8 +94,8 @@ class Invariants:
         self._disks: dict[str, DiskAccount] = {}
         self._top_term = 0
         self._born: dict[bytes, int] = {}
-        self.sides: tuple[int, Mapping[str, int]] | None = None
-        """Since when, and machine -> side, while the network is split in two."""
+        self.sides: tuple[int, frozenset[str]] | None = None
+        """Since when, and who is on one side, while the network is split in two."""
         self._frames: dict[bytes, PeerFrame] = {}
 
     def violated(self, invariant: str, detail: str) -> None:
@@ -200,11 +200,10 @@ class Invariants:
     def _check_side(self, machine: Machine, certificate: Certificate, signers: frozenset[str]) -> None:
         if self.sides is None:
             return
-        since, side_of = self.sides
+        since, side = self.sides
         if self._born.get(certificate.record, 0) < since + SETTLE_NS:
             return
-        sides = {side_of[signer] for signer in signers if signer in side_of}
-        if len(sides) > 1:
+        if signers & side and signers - side:
             self.violated("side", f"{machine.name}: height {certificate.height} is certified across the cut")
 
     # The disk

@@ -60,16 +60,14 @@ CALM = Loss()
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """Blocks what goes from a machine of `senders` to one of `receivers`; `both` blocks the way back too."""
+    """Blocks what goes from a machine of `side` to one that is not; `both` blocks the way back too."""
 
-    senders: frozenset[str]
-    receivers: frozenset[str]
+    side: frozenset[str]
     both: bool
 
     def blocks(self, sender: str, receiver: str) -> bool:
-        if sender in self.senders and receiver in self.receivers:
-            return True
-        return self.both and sender in self.receivers and receiver in self.senders
+        out = sender in self.side
+        return out != (receiver in self.side) and (out or self.both)
 
 
 class Direction:

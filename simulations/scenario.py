@@ -297,13 +297,11 @@ class Director:
 
     def _cut(self, chosen: list[Machine], span: int, *, both: bool) -> None:
         side = frozenset(machine.id for machine in chosen)
-        rest = frozenset(self.world.machines) - side
-        cut = Cut(side, rest, both)
+        cut = Cut(side, both)
         self._cuts.append(cut)
         self.world.network.cut(cut)
         alone = both and len(self._cuts) == 1
-        sides = {peer: int(peer in side) for peer in self.world.machines}
-        self.world.invariants.sides = (self.world.now, sides) if alone else None
+        self.world.invariants.sides = (self.world.now, side) if alone else None
         self.world.later(span, self._heal, cut)
 
     def _heal(self, cut: Cut) -> None:
