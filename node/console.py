@@ -37,12 +37,28 @@ MAX_OUTPUT_CHARACTERS: Final = 2000
 """Of one line that the workload prints."""
 
 WARNINGS: Final = frozenset(
-    {
-        "attempt-refused", "assignment-failed", "equivocation", "excluded", "failed", "fetch-failed", "join-refused",
-        "late-tick", "lost", "quorum-lost", "rejected", "state-differs", "step-failed", "trainer-died",
-        "training-failed", "unreachable", "validation-failed",
-    }
-)  # fmt: skip
+    [
+        "assignment-failed",
+        "attempt-refused",
+        "equivocation",
+        "evidence",
+        "excluded",
+        "export-failed",
+        "failed",
+        "fetch-failed",
+        "join-refused",
+        "late-tick",
+        "lost",
+        "quorum-lost",
+        "rejected",
+        "state-differs",
+        "step-failed",
+        "trainer-died",
+        "training-failed",
+        "unreachable",
+        "validation-failed",
+    ]
+)
 """Events that a person may have to do something about."""
 
 OCCASIONAL: Final = frozenset({"rejected", "fetch-failed", "unreachable"})

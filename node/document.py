@@ -44,7 +44,7 @@ def status_document(
         "lineage": ledger.hashes[ledger.certified].hex(),
         "height": ledger.certified,
         "round": rounds.status(now),
-        "quorum": _quorum(peer, now),
+        "quorum": quorum_of(peer, now),
         "training_step": tracker.training_step,
         "best": {"version": tracker.best_version, "state": tracker.best_checkpoint.hex()},
         "metrics": {name: getattr(metrics, name) for name in metrics.__struct_fields__} if metrics else {},
@@ -71,14 +71,20 @@ def role_of(peer: Peer, member: str) -> str:
     return "leaf" if record is not None and not record.reachable and record.links else "member"
 
 
-def _quorum(peer: Peer, now: int) -> dict[str, Any]:
+def quorum_of(peer: Peer, now: int) -> dict[str, Any]:
+    """Who votes, who of them can be reached from here, and whether a coordinator with a quorum is at work.
+
+    A voter knows that by the heartbeats it hears, or by the answers to its own. A member without a vote hears none: for it a
+    quorum is held while enough voters are reachable.
+    """
     committee = peer.agreement.committee
     reachable = [voter for voter in committee.everyone if peer.fit(voter)]
+    votes = peer.me in committee.everyone
     return {
         "voters": len(committee.everyone),
         "reachable": len(reachable),
         "needed": committee.needed,
-        "held": peer.agreement.quorum_held(now),
+        "held": peer.agreement.quorum_held(now) if votes else committee.is_quorum(reachable),
         "missing": [voter for voter in committee.everyone if voter not in reachable],
     }
 

@@ -32,12 +32,14 @@ from node.trainer_protocol import Train as TrainRequest
 from node.trainer_protocol import Validate as ValidateRequest
 from node.transport_events import Announced, Connected, DialError, Disconnected, Received
 from p2pcoord import effects as fx
+from p2pcoord.consensus.voter import Role
 from p2pcoord.content import ContentRef, Manifest
-from p2pcoord.errors import LocalError, P2PCoordError
+from p2pcoord.errors import LocalError, P2PCoordError, UserError
 from p2pcoord.frames import PeerFrame
 from p2pcoord.layout import Layout
 from p2pcoord.messages import StatusReply
 from p2pcoord.peer import LATE_TICK_NS, Peer
+from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.run_config import RunConfig
 from p2pcoord.wire import decode, encode
 
@@ -59,16 +61,25 @@ class Failpoints:
     """Places at which a test holds this process, named in P2PCOORD_FAILPOINTS (comma-separated); none by default.
 
     "phase:NAME" at the coordinator's entry of a phase, "persist-before:FRAME" and "persist-after:FRAME" around a write of a
-    frame of that kind. A held process answers nothing but its status, as if it were frozen.
+    frame of that kind by a coordinator or by a candidate. "NAME@VERSION" holds only once that version is certified here. A
+    held process answers nothing but its status, as if it were frozen.
     """
 
     def __init__(self, names: str) -> None:
-        self._names = {name.strip() for name in names.split(",") if name.strip()}
+        self._since: dict[str, int] = {}
+        for name in filter(None, (part.strip() for part in names.split(","))):
+            place, _, version = name.partition("@")
+            if version and not version.isdecimal():
+                raise UserError(f"P2PCOORD_FAILPOINTS: {name}: a version after @, as in phase:aggregation@3")
+            self._since[place] = int(version or 0)
         self.held = ""
 
-    def reached(self, name: str) -> bool:
-        if name in self._names and not self.held:
-            self.held = name
+    def __bool__(self) -> bool:
+        return bool(self._since)
+
+    def reached(self, place: str, version: int) -> bool:
+        if not self.held and version >= self._since.get(place, version + 1):
+            self.held = place
         return bool(self.held)
 
 
@@ -224,7 +235,7 @@ class Driver:
 
     def _emit(self, effect: fx.Emit) -> None:
         self._event(effect.event, effect.fields)
-        if effect.event == "phase" and self.failpoints.reached(f"phase:{effect.fields['phase']}"):
+        if effect.event == "phase" and self._reached(f"phase:{effect.fields['phase']}"):
             self._event("held", {"failpoint": self.failpoints.held})
 
     def _release(self, effect: fx.Send | fx.Announce) -> None:
@@ -284,8 +295,14 @@ class Driver:
                     self.complete(persist.id, fx.Done())
 
     def _held_around(self, frames: list[bytes], where: str) -> bool:
-        kinds = [str(decode_kind(frame)) for frame in frames] if self.failpoints._names else []
-        return any(self.failpoints.reached(f"{where}:{kind}") for kind in kinds)
+        if not self.failpoints or self.peer.agreement.voter.role is Role.FOLLOWER:
+            return self.failpoints.held != ""
+        return any(self._reached(f"{where}:{decode_kind(frame)}") for frame in frames)
+
+    def _reached(self, place: str) -> bool:
+        work = self.peer.work
+        assert isinstance(work, Rounds)
+        return self.failpoints.reached(place, work.participant.version)
 
     async def _discard(self, effect: fx.Discard) -> None:
         refs = [ref for ref in self.store.refs() if ref.root in effect.roots]

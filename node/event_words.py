@@ -14,11 +14,12 @@ NameOf = Callable[[str], str]
 Words = Callable[[Mapping[str, Any], NameOf], str | None]
 
 COLUMN: Final = "  "
+PEER_ID_START: Final = "12D3Koo"
 
 
 def short_name(peer_id: str) -> str:
-    """The end of a peer id: its beginning is the same for all Ed25519 keys."""
-    return peer_id[-8:]
+    """The end of a peer id, whose beginning is the same for all Ed25519 keys; an address as it is."""
+    return peer_id[-8:] if peer_id.startswith(PEER_ID_START) and len(peer_id) > 40 else peer_id
 
 
 def printable(text: str) -> str:
@@ -96,13 +97,18 @@ WORDS: Final[dict[str, Words]] = {
     "left": lambda f, n: f"{_who(f, n)} left the run",
     "excluded": _excluded,
     "fetched": _fetched,
-    "join-refused": lambda f, n: f"{_who(f, n, 'by')} does not let this machine in: {f.get('reason')}",
+    "join-refused": lambda f, n: (
+        f"{_who(f, n, 'by')} does not let this machine in: {f.get('reason')}"
+        if f.get("by")
+        else f"{_who(f, n)} may not join: {f.get('reason')}"
+    ),
     # Who is there
     "failed": lambda f, n: f"{_who(f, n)} is gone",
     "alive": lambda f, n: f"{_who(f, n)} is {'back' if f.get('was') == 'dead' else 'there'}",
     "unreachable": lambda f, n: f"{_who(f, n, 'by')} cannot connect to this machine",
     "reachable": lambda f, n: f"{_who(f, n, 'by')} can connect to this machine",
-    "equivocation": lambda f, n: f"{_who(f, n)} signed two contradicting statements",
+    "equivocation": lambda f, n: f"{_who(f, n)} signed two contradicting records of itself",
+    "evidence": lambda f, n: f"{_who(f, n)} contradicted itself: {f.get('reason')}",
     # The duty
     "coordinator": lambda f, n: f"this machine coordinates term {f.get('term')}",
     "following": lambda f, n: f"{_who(f, n, 'coordinator')} coordinates term {f.get('term')}",
@@ -127,6 +133,8 @@ WORDS: Final[dict[str, Words]] = {
     "trainer-died": lambda f, n: f"the trainer is started again: {f.get('reason')}",
     "validation-failed": lambda f, n: f"validation failed at {_who(f, n)}: {f.get('reason')}",
     "attempt-refused": lambda f, n: f"attempt {f.get('attempt')} was refused: {f.get('reason')}",
+    "export-failed": lambda f, n: f"the model file could not be written: {f.get('reason')}",
+    "held": lambda f, n: f"this process is held at the failpoint {f.get('failpoint')}",
     "step-failed": lambda f, n: f"version {f.get('version')} could not be computed here: {f.get('reason')}",
     "state-differs": lambda f, n: f"another state of version {f.get('version')} was computed here",
     "fetch-failed": lambda f, n: (

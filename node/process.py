@@ -21,7 +21,7 @@ import psutil
 import trio
 
 from node.console import Console
-from node.document import status_document
+from node.document import quorum_of, status_document
 from node.driver import MODEL_FILE, Driver
 from node.events import EventLog
 from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version
@@ -323,6 +323,7 @@ class _Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_status, self.store.path, self.local_document)
             nursery.start_soon(self._watch_end)
+            nursery.start_soon(self._watch_quorum)
             nursery.start_soon(self._keep_addresses)
             await self.driver.run(functools.partial(peer.start, restored))
             nursery.cancel_scope.cancel()
@@ -441,6 +442,23 @@ class _Node:
             if not self.peer.left:
                 self.tell("nobody could take this machine off the list in time: it stays listed as a member")
         self.driver.stop()
+
+    async def _watch_quorum(self) -> None:
+        """Tells when too few voters can be reached for the run to go on, and when there is a coordinator again. An election
+        among enough of them is neither."""
+        lost = False
+        while True:
+            await trio.sleep(WATCH_S)
+            if self.peer is None or not self.peer.is_member:
+                continue
+            quorum = quorum_of(self.peer, self.driver.now())
+            told = {name: quorum[name] for name in ("reachable", "needed", "missing")}
+            if not lost and not quorum["held"] and quorum["reachable"] < quorum["needed"]:
+                lost = True
+                self._event("quorum-lost", told)
+            elif lost and quorum["held"]:
+                lost = False
+                self._event("quorum-regained", told)
 
     async def _watch_end(self) -> None:
         """After the last round: says what came of it, and serves it while a living member lacks it."""

@@ -92,6 +92,10 @@ def quorum_line(document: Document, now: datetime) -> str:
     voters, reachable, needed = quorum.get("voters", 0), quorum.get("reachable", 0), quorum.get("needed", 0)
     missing = [_missing(document, peer, now) for peer in quorum.get("missing") or ()]
     absent = f"; missing {', '.join(missing)}" if missing else ""
+    if (
+        not quorum.get("held") and reachable >= needed > 0
+    ):  # an election, or a cut that nobody has noticed yet
+        return f"waiting for a coordinator: {reachable} of {voters} voters reachable, {needed} needed{absent}"
     if not quorum.get("held"):
         return f"waiting for quorum: {reachable} of {needed} needed{absent}"
     return f"quorum: {reachable} of {voters} voters reachable, {needed} needed{absent}"
@@ -166,18 +170,18 @@ def _largest(counts: Mapping[str, int], name_of: Callable[[str], str]) -> str:
 def render(
     document: Document, events: Iterable[Mapping[str, Any]] = (), now: datetime | None = None
 ) -> Group:
-    """All of the status. `events` are the newest of the events file, oldest first."""
+    """All of the status but the line to join with, which a screen would cut off.
+
+    `events` are the newest of the events file, oldest first.
+    """
     moment = now or datetime.now()
     parts: list[RenderableType] = [
-        Text(line, style="bold yellow" if line.startswith("waiting for quorum") else "")
+        Text(line, style="bold yellow" if line.startswith("waiting for ") else "")
         for line in lines(document, moment)
     ]
     parts.append(members_table(document))
     name_of = name_in(document)
     parts += [Text(line, style="dim") for line in worded(events, name_of)]
-    if document.get("join_line"):
-        # Never folded: it is there to be copied.
-        parts.append(Text("join with  " + printable(document["join_line"]), no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 
@@ -226,8 +230,11 @@ def _clock(event: Mapping[str, Any]) -> str:
 
 
 def show(document: Document, events: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Prints the status once."""
-    console.print(render(document, events), soft_wrap=False)
+    """Prints the status once, and below it the line that brings another machine to the run, whole: it is there to be copied."""
+    console.print(render(document, events))
+    if document.get("join_line"):
+        line = Text("join with  " + printable(document["join_line"]), no_wrap=True, overflow="ignore")
+        console.print(line, crop=False, soft_wrap=True)
 
 
 async def watch(

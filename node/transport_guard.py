@@ -16,6 +16,8 @@ Theory of operation
 
     A write that is cancelled half way leaves a torn frame on the connection. `write_within` is therefore the only way
     anything here writes on a stream: it cannot be cancelled from outside, and when its time is over the connection goes.
+    py-libp2p itself writes inside of reads (a window update, after the bytes were taken): `GuardedYamux` shields those, so
+    that a read may be cancelled at any moment.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, TYPE_WINDOW_UPDATE, Yamux
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from node.identity_key import IdentityKey
 from p2pcoord.errors import RemoteError
@@ -68,6 +70,12 @@ MAX_READ_BYTES = 65_535 + 2
 # (chunks of 1 MiB, two ahead) and one window of messages; Yamux windows grow up to 16 MiB.
 MAX_YAMUX_FRAME_BYTES = 256 * 1024
 MAX_BUFFERED_BYTES = 32 * 1024 * 1024
+
+# The beginning of a Yamux frame that does nothing but enlarge a window: version, type, no flags (`_write_frame`).
+WINDOW_UPDATE = bytes((0, TYPE_WINDOW_UPDATE, 0, 0))
+
+# It waits behind a frame of 64 KiB at most, which takes longer than this only where nothing moves any more.
+WINDOW_UPDATE_TIMEOUT_S = 15.0
 
 # A TCP connection whose data stays unacknowledged so long is dead (pulled cable, dropped packets): the kernel closes it
 # even when nobody here is waiting for an answer. Linux's default is about 15 minutes.
@@ -246,6 +254,18 @@ class GuardedYamux(Yamux):
         self.lost.set()
         self.decide(admitted=False)
         await super()._cleanup_on_error()
+
+    async def _write_frame(self, data: bytes) -> None:
+        if len(data) != HEADER_SIZE or not data.startswith(WINDOW_UPDATE):
+            await super()._write_frame(data)
+            return
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + WINDOW_UPDATE_TIMEOUT_S
+        ) as scope:  # inside of somebody's read: if that is cancelled, the frame must still leave whole
+            await super()._write_frame(data)
+        if scope.cancelled_caught:
+            self.socket_stream.abort()
+            raise ConnectionClosedError("a window update could not be written", transport="tcp")
 
     async def _read_data_body(self, length: int) -> bytes:
         buffered = sum(len(buffer) for buffer in self.stream_buffers.values())

@@ -1,17 +1,18 @@
 """The centre: one peer of a run, as a state machine without I/O.
 
-    inputs    start, receive, complete, tick, connected, disconnected, leave      each returns effects (`effects.py`)
-    reading   next_deadline, status                                               change nothing
+    inputs    start, receive, complete, progress, tick, connected, disconnected, leave    each returns effects (`effects.py`)
+    reading   next_deadline, status                                                       change nothing
 
-`Peer` composes the agreement (`consensus/`), the roster of members (`rounds/participation.py`) and the work of the run
-(`Work`: the rounds), gives every message to the part it is meant for, and is the edge at which a `RemoteError` stops: what a
-peer sent wrongly is counted by kind and by peer, and goes no further. Everything random is derived by hash from the entropy
-given at start and a purpose, so one more draw in one place moves nothing in another.
+`Peer` composes the agreement (`consensus/`), the roster of members and how peers come and go (`rounds/participation.py`,
+`rounds/admissions.py`), the peers around it (`neighbours.py`) and the work of the run (`Work`: the rounds). It gives every
+message to the part it is meant for, and is the edge at which a `RemoteError` stops: what a peer sent wrongly is counted by
+kind and by peer, and goes no further. Everything random is derived by hash from the entropy given at start and a purpose, so
+one more draw in one place moves nothing in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from random import Random
 from typing import Any, Protocol
@@ -20,54 +21,32 @@ import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.evidence import EvidenceBook, contradict, signer_of
-from p2pcoord.consensus.ledger import (
-    Admission,
-    CommitteeChange,
-    Exclusion,
-    Farewell,
-    Fork,
-    Members,
-    Record,
-    Round,
-    SignedStatement,
-)
+from p2pcoord.consensus.ledger import CommitteeChange, Fork, Members, Record, Round, SignedStatement
 from p2pcoord.consensus.voter import Timing
-from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Reach
+from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.frames import Life, PeerFrame, Slot
 from p2pcoord.gossip.gossip import Gossip
-from p2pcoord.gossip.membership import Changed, PeerState
 from p2pcoord.gossip.records import CapabilityProfile, PeerRecord
 from p2pcoord.identity import Authority
-from p2pcoord.links import FULL_MESH, Links
 from p2pcoord.messages import (
     AnyMessage,
-    Append,
-    AppendReply,
-    EvidenceMessage,
     GenesisReply,
     GenesisRequest,
-    JoinReply,
-    JoinRequest,
-    LeaveRequest,
-    ReachReply,
-    ReachRequest,
     RecordsRequest,
     StatusRequest,
     decode_message,
 )
+from p2pcoord.neighbours import Neighbours
 from p2pcoord.outbox import Outbox
-from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, Roster, join_proof
+from p2pcoord.rounds.admissions import Admissions, JoinSettings
+from p2pcoord.rounds.participation import MAX_NAME_LENGTH, Roster
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import Rules, Setting
 from p2pcoord.wire import decode
 
 # A tick this late means that the machine slept, not that the others did (architecture: effects).
 LATE_TICK_NS = 500_000_000
-
-# A joiner repeats its request until a certified record names it; a member that leaves likewise.
-REQUEST_INTERVAL_NS = 1_000_000_000
 
 # A member outside the committee that has heard of nothing new asks somebody this often whether it missed an announcement.
 CATCH_UP_INTERVAL_NS = 2_000_000_000
@@ -80,12 +59,6 @@ LEARNING_INTERVAL_NS = 50_000_000
 
 # Messages that one input may cause a peer to send itself; a round needs about ten.
 MAX_LOCAL_MESSAGES = 10_000
-
-# Exclusions in one record: each may carry two statements of a few hundred bytes.
-MAX_EXCLUSIONS = 16
-
-# Members that an unreachable leaf names as those it can be probed through.
-MAX_LEAF_LINKS = 8
 
 # Rejected messages are counted for this many peers at most; the rest are counted together.
 MAX_COUNTED_PEERS = 1024
@@ -151,117 +124,71 @@ class Peer:
         self.outbox = Outbox(self.me)
         self.genesis = genesis
         self.roster = Roster(authority, settings.secret)
-        self.connections: set[str] = set()
+        self.neighbours = Neighbours(authority, self.outbox, self.roster, self._on_neighbours_changed)
         self.rejected: dict[str, dict[str, int]] = {}
         self.halted = ""
+        self.incarnation = 0
         self.agreement: Agreement
+        self.admissions: Admissions
         self.work: Work
         self._persists: dict[int, None] = {}
-        self._joiners: dict[str, Admission] = {}
-        self._readers: set[str] = set()
-        """Connected peers that have shown they may join, and have not asked for it yet."""
-        self._farewells: dict[str, Farewell] = {}
-        self._exclusions: dict[str, Exclusion] = {}
-        """Proposed by this peer and not yet certified."""
-        self._evidence = EvidenceBook(authority)
-        self._leaving: Farewell | None = None
-        self._request_at = NEVER
         self._catch_up_at = NEVER
         self._tend_at = NEVER
-        self._next_source = 0
         self._now = 0
-        self.incarnation = 0
-        self.gossip: Gossip | None = None
-        self.links: Links | None = None
-        self._reaching: dict[int, str] = {}
         self._work_due = False
-
-    def _rounds(self, rules: Rules, frames: Sequence[PeerFrame], contents: frozenset[bytes]) -> Rounds:
-        setting = Setting(
-            self.authority,
-            self.agreement.voter,
-            self.roster,
-            self.outbox,
-            rules,
-            incarnation=self.incarnation,
-            alive=self.alive,
-            fit=self.fit,
-            send=self.send,
-            between_rounds=self._tend,
-            see=self.see,
-            exclude=self.exclude,
-            ask_records=self.agreement.replication.ask,
-            retry=self.agreement.replication.retry,
-        )
-        rounds = Rounds(setting, self.agreement)
-        slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
-        ledger = self.agreement.voter.ledger
-        rounds.restore(ledger.records[: ledger.certified + 1], slots, contents, self._now)
-        return rounds
-
-    def alive(self, peer: str) -> bool:
-        """Not known to be gone: what it was given to do is waited for."""
-        if self.gossip is None or peer == self.me:
-            return peer == self.me or peer in self.connections
-        return self.gossip.membership.alive(peer)
-
-    def fit(self, peer: str) -> bool:
-        """Alive beyond suspicion, by what is known now: new work may rest on it."""
-        if self.gossip is None or peer == self.me:
-            return peer == self.me or peer in self.connections
-        if self.gossip.membership.state(peer) is not PeerState.ALIVE:
-            return False
-        return peer in self.connections or len(self.roster.members) > FULL_MESH
-
-    def _begin_incarnation(self, incarnation: int) -> None:
-        self.incarnation = incarnation
-        self.outbox.persist([Life(incarnation)])
-
-    def send(self, peer: str, message: msgspec.Struct) -> None:
-        """Sends; a peer without a connection is dialled, and what it misses is sent again by whoever needs it."""
-        if self.links is not None and peer != self.me:
-            self.links.dial(peer, self._now)
-        self.outbox.send(peer, message)
 
     # Inputs
 
     def start(self, restored: Restored, now: int) -> list[Effect]:
         """Begins, or goes on after a restart. Raises LocalError when the log is not this peer's or contradicts itself."""
+        self._now = now
         self._entropy = restored.entropy
+        settings = self.settings
         self.agreement = Agreement(
             self.authority,
             self.outbox,
             self.genesis,
             self.random("election"),
-            timing=self.settings.timing,
-            committee_size=self.settings.committee_size,
-            trusted=self.settings.trusted,
+            timing=settings.timing,
+            committee_size=settings.committee_size,
+            trusted=settings.trusted,
             check=self._check,
             certified=self._on_certified,
-            see=self.see,
+            see=self._see,
             holds_state=lambda: not isinstance(self.work, Rounds) or self.work.participant.held,
         )
-        frames: list[PeerFrame]
-        try:
-            frames = [decode(frame, PeerFrame) for frame in restored.frames]  # type: ignore[arg-type]
-        except RemoteError as error:
-            raise LocalError(f"the log holds what is no frame of this program: {error}") from error
-        self._now = now
+        self.admissions = Admissions(
+            self.authority,
+            self.outbox,
+            self.roster,
+            self.agreement,
+            self.neighbours.connected,
+            JoinSettings(settings.name, settings.secret, settings.profile, settings.minimum_memory_bytes),
+            self._tend_soon,
+        )
+        frames = _decoded(restored.frames)
         self.agreement.start([f for f in frames if not isinstance(f, Life | Slot)], now)
-        self.incarnation = 1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0)
-        self.outbox.persist([Life(self.incarnation)])
-        if self.settings.gossip:
+        self._begin_incarnation(1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0))
+        if settings.gossip:
             self._start_gossip(now)
         ledger = self.agreement.voter.ledger
         known = ledger.records[: ledger.certified + 1]
         self.roster.apply(known)
-        if self.settings.rules is not None:
-            self.work = self._rounds(self.settings.rules, frames, restored.contents)
+        if settings.rules is not None:
+            self.work = self._rounds(settings.rules, frames, restored.contents)
         else:
             self.work.certified(known, now)
-        self._follow_members(now)
-        self._request_at = self._catch_up_at = self._tend_at = now
+        self.neighbours.follow(self.agreement.committee.everyone, now)
+        self.admissions.wake(now)
+        self._catch_up_at = self._tend_at = now
         return self._finish(now)
+
+    def _see(self, statement: SignedStatement) -> None:
+        self.admissions.see(statement)
+
+    def _begin_incarnation(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.outbox.persist([Life(incarnation)])
 
     def _start_gossip(self, now: int) -> None:
         settings = self.settings
@@ -275,30 +202,33 @@ class Peer:
             profile=settings.profile,
             program_version=settings.program_version,
         )
-        self.gossip = gossip = Gossip(
+        self.neighbours.start_gossip(
+            first, settings.bootstrap, self.random, now, began=self._begin_incarnation, reject=self.reject
+        )
+
+    def _rounds(self, rules: Rules, frames: Sequence[PeerFrame], contents: frozenset[bytes]) -> Rounds:
+        replication = self.agreement.replication
+        setting = Setting(
             self.authority,
+            self.agreement.voter,
+            self.roster,
             self.outbox,
-            first,
-            self.random,
-            now,
-            began=self._begin_incarnation,
-            changed=self._on_membership_changed,
-            reject=self.reject,
-            evidence=lambda first, second: self.outbox.emit(
-                "equivocation", peer=first.peer, stamp=first.version
-            ),
+            rules,
+            incarnation=self.incarnation,
+            alive=self.neighbours.alive,
+            fit=self.neighbours.fit,
+            send=lambda peer, message: self.neighbours.send(peer, message, self._now),
+            between_rounds=self._tend,
+            see=self.admissions.see,
+            exclude=self.admissions.exclude,
+            ask_records=replication.ask,
+            retry=replication.retry,
         )
-        self.links = Links(
-            self.me,
-            self.outbox,
-            self.random("links"),
-            settings.bootstrap,
-            addresses=lambda peer: (
-                record.addresses if (record := gossip.book.get(peer)) and record.reachable else ()
-            ),
-            failed=gossip.redial_failed,
-        )
-        self.links.start(now)
+        rounds = Rounds(setting, self.agreement)
+        slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
+        ledger = self.agreement.voter.ledger
+        rounds.restore(ledger.records[: ledger.certified + 1], slots, contents, self._now)
+        return rounds
 
     def receive(self, sender: str, data: bytes, now: int) -> list[Effect]:
         """A message from an authenticated peer. Whatever it holds, this returns."""
@@ -314,12 +244,7 @@ class Peer:
         return self._finish(now)
 
     def _handle(self, sender: str, message: AnyMessage, now: int) -> None:
-        if self.gossip is not None and sender != self.me:
-            self.gossip.heard(sender, now)
-            if isinstance(message, Append) and message.term == self.agreement.voter.term:
-                self.gossip.heartbeat(sender, message.interval_ns, now)
-            elif isinstance(message, AppendReply) and self.agreement.is_coordinator:
-                self.gossip.heartbeat(sender, self.agreement.replication.interval_ns, now)
+        self.neighbours.heard(sender, message, self.agreement, now)
         try:
             self._dispatch(sender, message, now)
         except RemoteError as error:
@@ -340,12 +265,9 @@ class Peer:
             else:
                 reason = outcome.reason if isinstance(outcome, Failed) else "cancelled"
                 self._halt(f"the log could not be written: {reason}")
-        elif effect_id in self._reaching:
-            asker = self._reaching.pop(effect_id)
-            self.outbox.send(asker, ReachReply(isinstance(outcome, Done) and outcome.value is True))
-        elif self.links is None or not self.links.complete(effect_id, outcome, now):
+        elif not self.neighbours.complete(effect_id, outcome, now):
             self.work.complete(effect_id, outcome, now)
-            self.tell_own_state(now)
+            self._tell_own_state(now)
         return self._finish(now)
 
     def progress(
@@ -369,14 +291,10 @@ class Peer:
         if now - self.next_deadline() > LATE_TICK_NS:
             self.outbox.emit("late-tick", late_ns=now - self.next_deadline())
             self.agreement.postpone(now)
-            if self.gossip is not None:
-                self.gossip.gap(now)
+            self.neighbours.gap(now)
         self.agreement.tick(now)
-        if self.gossip is not None and self.links is not None:
-            self._watch_links(now)
-            self.gossip.tick(now)
-            self.links.tick(now)
-        self._request(now)
+        self.neighbours.tick(self.agreement, now)
+        self.admissions.tick(now)
         self._catch_up(now)
         if self.agreement.replication.opened and now >= self._tend_at:
             self._tend(now)
@@ -389,86 +307,54 @@ class Peer:
         if self.halted:
             return []
         self._now = now
-        self.connections.add(peer)
-        if self.gossip is not None and self.links is not None:
-            self.links.on_connected(peer, now)
-            self.gossip.connected(peer, now)
-            if not self.gossip.book.own.reachable and self.settings.addresses:
-                self.outbox.send(peer, ReachRequest(self.settings.addresses))
-        self._request_at = min(self._request_at, now)
+        self.neighbours.on_connected(peer, now)
+        self.admissions.wake(now)
         self._catch_up_at = min(self._catch_up_at, now)
+        if isinstance(self.work, Rounds):
+            self.work.connected(peer, now)
         return self._finish(now)
 
     def disconnected(self, peer: str, now: int) -> list[Effect]:
         if self.halted:
             return []
         self._now = now
-        self.connections.discard(peer)
-        self._readers.discard(peer)
-        if self.gossip is not None and self.links is not None:
-            self.gossip.disconnected(peer, now)
-            self.links.on_disconnected(peer, now)
-            self.work.tick(now)
+        self.neighbours.on_disconnected(peer, now)
+        self.admissions.disconnected(peer)
+        self.work.tick(now)
         return self._finish(now)
-
-    def _on_membership_changed(self, changes: Sequence[Changed], now: int) -> None:
-        """What the detectors know, the round uses in the same step."""
-        for change in changes:
-            if change.after is PeerState.DEAD:
-                self.outbox.emit("failed", peer=change.peer, was=change.before.value)
-            elif change.before in (PeerState.DEAD, PeerState.SUSPECT, PeerState.UNKNOWN):
-                self.outbox.emit("alive", peer=change.peer, was=change.before.value, now=change.after.value)
-        self._work_due = True
-
-    def _watch_links(self, now: int) -> None:
-        """Heartbeats are expected of the coordinator, and by the coordinator of the voters."""
-        if self.gossip is None:
-            return
-        agreement = self.agreement
-        if agreement.is_coordinator:
-            self.gossip.watch_only(agreement.committee.everyone, now)
-        else:
-            self.gossip.watch_only([agreement.voter.coordinator] if agreement.voter.coordinator else [], now)
-
-    def _follow_members(self, now: int) -> None:
-        """Gossip and links follow the certified roster."""
-        if self.gossip is None or self.links is None:
-            return
-        members = self.roster.everyone
-        for peer in members:
-            if peer == self.me or self.gossip.membership.state(peer) is PeerState.UNKNOWN:
-                self.gossip.admit(peer, now)
-                if peer in self.connections:
-                    self.gossip.connected(peer, now)
-        for peer in self.gossip.membership.peers():
-            if peer not in members:
-                self.gossip.remove(peer, now)
-        self.links.want(members, self.agreement.committee.everyone)
 
     def leave(self, now: int) -> list[Effect]:
         """Say goodbye: hand over the duty, then ask to be let go. `left` tells when that is certified."""
-        if self._leaving is None and not self.halted:
-            height = self.agreement.voter.ledger.certified
-            self._leaving = self.authority.sign(Farewell(self.me, height))
-            self._farewells[self.me] = self._leaving
-            self._request_at = self._tend_at = now
-            if self.agreement.is_coordinator:
-                self.agreement.rotate(now)
+        self._now = now
+        if not self.halted:
+            self.admissions.leave(now)
         return self._finish(now)
 
     # Reading
 
     def next_deadline(self) -> int:
-        tend = self._tend_at if self.agreement.replication.opened else NEVER
-        if self.gossip is not None and self.links is not None:
-            tend = min(tend, self.gossip.next_deadline(), self.links.next_deadline())
         return min(
             self.agreement.next_deadline(),
+            self.neighbours.next_deadline(),
+            self.admissions.next_deadline(),
             self.work.next_deadline(),
-            self._request_at,
             self._catch_up_at,
-            tend,
+            self._tend_at if self.agreement.replication.opened else NEVER,
         )
+
+    @property
+    def gossip(self) -> Gossip | None:
+        return self.neighbours.gossip
+
+    @property
+    def connections(self) -> set[str]:
+        return self.neighbours.connected
+
+    def alive(self, peer: str) -> bool:
+        return self.neighbours.alive(peer)
+
+    def fit(self, peer: str) -> bool:
+        return self.neighbours.fit(peer)
 
     @property
     def is_member(self) -> bool:
@@ -476,9 +362,11 @@ class Peer:
 
     @property
     def left(self) -> bool:
-        """The run has let this peer go: it is no voter and no member any more."""
-        committee = self.agreement.voter.ledger.committee_at(self.agreement.voter.ledger.certified)
-        return self._leaving is not None and not self.is_member and self.me not in committee.everyone
+        """The run has let this peer go."""
+        return self.admissions.left
+
+    def may_read(self, peer: str) -> bool:
+        return self.admissions.may_read(peer)
 
     def random(self, purpose: str) -> Random:
         """A stream of its own for one purpose."""
@@ -491,60 +379,16 @@ class Peer:
         known = self.may_read(sender) or self.roster.was_admitted(sender)
         if isinstance(message, RecordsRequest) and not known:
             return  # a stranger, or a joiner whose proof has not arrived yet: it gets nothing, and asks again
-        if self.agreement.receive(sender, message, now) or self.work.receive(sender, message, now):
+        parts = (self.agreement, self.work, self.admissions, self.neighbours)
+        if any(part.receive(sender, message, now) for part in parts):
             return
-        if self.gossip is not None and self.gossip.receive(sender, message, now):
-            return
-        if isinstance(message, JoinRequest):
-            self._on_join_request(sender, message, now)
-        elif isinstance(message, JoinReply):
-            if message.refused:
-                self.outbox.emit("join-refused", by=sender, reason=message.refused)
-        elif isinstance(message, LeaveRequest):
-            self._on_leave_request(sender, message, now)
-        elif isinstance(message, EvidenceMessage):
-            self._on_evidence(message)
-        elif isinstance(message, GenesisRequest):
-            self._check_proof(message.admission, sender)
-            self._readers.add(sender)
+        if isinstance(message, GenesisRequest):
+            self.admissions.check_proof(message.admission, sender)
+            self.admissions.let_read(sender)
             self.outbox.send(sender, GenesisReply(self.genesis))
         elif isinstance(message, StatusRequest):
-            self._check_proof(message.admission, sender)
+            self.admissions.check_proof(message.admission, sender)
             self.outbox.put(AnswerStatus(sender))
-        elif isinstance(message, ReachRequest):
-            number = self.outbox.new_id()
-            self._reaching[number] = sender
-            self.outbox.put(Reach(number, sender, message.addresses))
-        elif isinstance(message, ReachReply) and self.gossip is not None:
-            self._on_reach_reply(sender, message, now)
-
-    def may_read(self, peer: str) -> bool:
-        """Strangers get nothing: ledger and content are for members, and for joiners that have shown their proof."""
-        return self.roster.is_member(peer) or peer in self._joiners or peer in self._readers
-
-    def see(self, statement: SignedStatement) -> None:
-        """A statement whose signature was checked: with an earlier one it may be evidence against its signer."""
-        pair = self._evidence.see(statement)
-        if pair is not None and signer_of(statement) not in self._exclusions:
-            peer = signer_of(statement)
-            reason = f"signed two {type(statement).__name__} statements in one slot"
-            self.outbox.emit("evidence", peer=peer, reason=reason)
-            self.exclude(Exclusion(peer, reason, 0, pair))
-
-    def exclude(self, exclusion: Exclusion) -> None:
-        """Asks for a certified record that excludes a member; whoever coordinates proposes it."""
-        if self.roster.is_member(exclusion.peer):
-            self._exclusions[exclusion.peer] = exclusion
-            self._tend_at = min(self._tend_at, self._now)
-            if not self.agreement.is_coordinator and exclusion.evidence is not None:
-                self._to_coordinator(EvidenceMessage(exclusion.evidence))
-
-    def _on_evidence(self, message: EvidenceMessage) -> None:
-        first, second = message.evidence
-        if not contradict(first, second, self.authority):
-            raise RemoteError("bad_evidence", "two statements that do not contradict each other")
-        for statement in (first, second):
-            self.see(statement)
 
     def reject(self, sender: str, error: RemoteError) -> None:
         """Counts what a peer sent wrongly."""
@@ -552,113 +396,6 @@ class Peer:
         known = sender in by_peer or len(by_peer) < MAX_COUNTED_PEERS
         by_peer[sender if known else OTHERS] = by_peer.get(sender if known else OTHERS, 0) + 1
         self.outbox.emit("rejected", kind=error.kind, peer=sender, detail=error.detail)
-
-    def _check_proof(self, admission: Admission, sender: str) -> None:
-        """Raises RemoteError unless the sender shows, for itself, that it knows the run's secret."""
-        reason = "not its own" if admission.peer != sender else self.roster.proves(admission)
-        if reason:
-            raise RemoteError("wrong_secret", reason)
-
-    def _on_reach_reply(self, sender: str, message: ReachReply, now: int) -> None:
-        """Whether others can dial this peer: one that did is proof; one that could not may have its own reasons."""
-        if self.gossip is None or self.gossip.book.own.reachable:
-            return
-        self.outbox.emit("reachable" if message.reachable else "unreachable", by=sender)
-        links = () if message.reachable else tuple(sorted(self.connections))[:MAX_LEAF_LINKS]
-        self.gossip.update(now, reachable=message.reachable, links=links)
-
-    # Joining and leaving
-
-    def _request(self, now: int) -> None:
-        """Repeats what this peer asks of the run: to be admitted, or to be let go."""
-        if now < self._request_at:
-            return
-        self._request_at = NEVER
-        if self._leaving is not None and not self.left:
-            self._to_coordinator(LeaveRequest(self._leaving))
-            self._request_at = now + REQUEST_INTERVAL_NS
-        elif self._leaving is None and not self.is_member and not self.roster.excluded(self.me):
-            secret = self.settings.secret
-            proof = join_proof(secret, self.authority.run, self.me) if secret is not None else b""
-            admission = Admission(self.me, self.settings.name[:MAX_NAME_LENGTH], proof)
-            request = JoinRequest(admission, self.settings.profile)
-            source = self._some_connection()
-            if source:
-                self.outbox.send(source, request)
-                self.agreement.replication.ask(source, now)
-                self._request_at = now + REQUEST_INTERVAL_NS
-
-    def _to_coordinator(self, message: AnyMessage) -> None:
-        """To the coordinator where it is known and connected, else to a voter in turn: a member without a vote follows
-        announcements, and those do not say who coordinates now."""
-        coordinator = self.agreement.voter.coordinator
-        if coordinator == self.me:
-            return
-        if coordinator in self.connections:
-            self.outbox.send(coordinator, message)
-        elif voters := [peer for peer in self.agreement.committee.everyone if peer in self.connections]:
-            self._next_source += 1
-            self.outbox.send(voters[self._next_source % len(voters)], message)
-
-    def _passes_on(self, sender: str, author: str) -> bool:
-        """Whether a request goes on from here: once from whoever got it from its author, and once more from a voter that
-        got it from a member without a vote. So it takes three steps at most, and never goes round."""
-        agreement = self.agreement
-        relayed_to_voter = agreement.voter.is_voter() and not agreement.voter.is_voter(sender)
-        return sender == author or (relayed_to_voter and agreement.voter.coordinator in self.connections)
-
-    def _some_connection(self) -> str:
-        """Each connection in turn; nobody when there is none."""
-        if not self.connections:
-            return ""
-        order = sorted(self.connections)
-        self._next_source += 1
-        return order[self._next_source % len(order)]
-
-    def _on_join_request(self, sender: str, message: JoinRequest, now: int) -> None:
-        admission = message.admission
-        if self.roster.is_member(admission.peer):
-            return
-        reason = self.roster.excluded(admission.peer) or self.roster.proves(admission)
-        if reason := reason or self.roster.check(Members(admitted=(admission,))):
-            self.outbox.send(sender, JoinReply(reason))
-            raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
-        if reason := self._lacks(message.profile):
-            self.outbox.send(sender, JoinReply(reason))
-            self.outbox.emit("join-refused", peer=admission.peer, reason=reason)
-            return
-        self._joiners.pop(admission.peer, None)
-        self._joiners[admission.peer] = admission
-        if len(self._joiners) > MAX_ADMISSIONS:  # the longest silent goes; who still waits asks every second
-            del self._joiners[next(iter(self._joiners))]
-        if self.agreement.is_coordinator:
-            self._tend_at = min(self._tend_at, now)
-        elif self._passes_on(sender, admission.peer):
-            self._to_coordinator(message)
-        if sender == admission.peer:
-            self.outbox.send(sender, JoinReply(""))
-
-    def _lacks(self, profile: CapabilityProfile) -> str:
-        """What a machine lacks for this run ("" when it can take part). 0 in a profile means: not known, and is let in."""
-        needed = self.settings.minimum_memory_bytes
-        if 0 < profile.memory_bytes < needed:
-            return (
-                f"this run needs {needed >> 20} MiB of memory; the machine has {profile.memory_bytes >> 20}"
-            )
-        return ""
-
-    def _on_leave_request(self, sender: str, message: LeaveRequest, now: int) -> None:
-        farewell = message.farewell
-        self.authority.check(farewell.peer, farewell)
-        if not self.roster.is_member(farewell.peer):
-            return
-        if reason := self.roster.check(Members(left=(farewell,))):
-            raise RemoteError("bad_farewell", reason)
-        if self.agreement.is_coordinator:
-            self._farewells[farewell.peer] = farewell
-            self._tend_at = min(self._tend_at, now)
-        elif self._passes_on(sender, farewell.peer):
-            self._to_coordinator(message)
 
     # Records
 
@@ -683,21 +420,19 @@ class Peer:
             self._tell(record)
         if self.is_member and not was_member:
             self.outbox.emit("joined", peer=self.me)
-        self._joiners = {peer: a for peer, a in self._joiners.items() if not self.roster.is_member(peer)}
-        self._exclusions = {peer: e for peer, e in self._exclusions.items() if self.roster.is_member(peer)}
-        self._farewells = {peer: f for peer, f in self._farewells.items() if self.roster.is_member(peer)}
+        self.admissions.certified()
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
         if any(record.header.kind in ("members", "committee") for record in records):
-            self._follow_members(now)
+            self.neighbours.follow(self.agreement.committee.everyone, now)
         if self.agreement.is_coordinator:
             answer = self.agreement.replication.certified_from(records[0].header.height)
             if answer is not None:
                 self.outbox.announce(answer, after=self.agreement.voter.term_persist)
             self._tend_at = now
         self.work.certified(records, now)
-        self.tell_own_state(now)
+        self._tell_own_state(now)
 
-    def tell_own_state(self, now: int) -> None:
+    def _tell_own_state(self, now: int) -> None:
         """Gossips which version this peer holds, and what its last training came to (coalesced to every few seconds)."""
         if self.gossip is None or not isinstance(self.work, Rounds):
             return
@@ -732,55 +467,36 @@ class Peer:
         if now < self._catch_up_at:
             return
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
-        if not self.agreement.quorum_held(now):
-            source = self._some_connection()
-            if source and self.is_member:
+        if not self.agreement.quorum_held(now) and self.is_member:
+            source = self.admissions.some_connection()
+            if source:
                 self.agreement.replication.ask(source, now)
 
     # The coordinator's care for who is in
 
+    def _tend_soon(self) -> None:
+        self._tend_at = min(self._tend_at, self._now)
+
     def _tend(self, now: int) -> None:
+        """Members first, then the committee, then the duty itself; each waits for the record of the one before."""
         agreement = self.agreement
-        gone = {peer for peer in agreement.committee.everyone if not self.roster.is_member(peer)} | set(
-            self._farewells
-        )
         if not self.work.reconfigurable:
             return
-        # Only what every voter's own check accepts is proposed: a record that nobody acknowledges would block the log.
-        roster, voters = self.roster, agreement.committee.everyone
-        joiners = [a for a in self._joiners.values() if not roster.check(Members(admitted=(a,)))]
-        admitted = tuple(joiners[:MAX_ADMISSIONS])
-        leaving = tuple(
-            f
-            for f in self._farewells.values()
-            if f.peer not in voters and not roster.check(Members(left=(f,)))
-        )
-        excluded = tuple(e for e in self._exclusions.values() if not roster.check(Members(excluded=(e,))))[
-            :MAX_EXCLUSIONS
-        ]
-        ledger = agreement.voter.ledger
-        if (admitted or leaving or excluded) and ledger.certified == ledger.height:
-            agreement.propose(Members(admitted, leaving[: MAX_ADMISSIONS - len(admitted)], excluded), now)
+        pending = self.admissions.pending()
+        if pending is not None and agreement.voter.ledger.certified == agreement.voter.ledger.height:
+            agreement.propose(pending, now)
             return
-        agreement.tend_committee(self._voter_candidates(gone), gone, now)
+        gone = self.admissions.gone()
+        candidates = self.neighbours.voter_candidates({*agreement.committee.everyone, *gone})
+        agreement.tend_committee(candidates, gone, now)
         due = 0 < self.settings.rotation_rounds <= agreement.rounds_in_term()
-        if self.work.idle and (due or self._leaving is not None):
+        if self.work.idle and (due or self.admissions.leaving):
             agreement.rotate(now)
 
-    def _voter_candidates(self, gone: Collection[str]) -> list[str]:
-        """Living, reachable members outside the committee, in order of admission."""
-        voters = self.agreement.committee.everyone
-        candidates = [
-            p for p in self.roster.members if p in self.connections and p not in voters and p not in gone
-        ]
-        if self.gossip is None:
-            return candidates
-        book = self.gossip.book
-        return [
-            p for p in candidates if self.fit(p) and (record := book.get(p)) is not None and record.reachable
-        ]
-
     # Ends
+
+    def _on_neighbours_changed(self) -> None:
+        self._work_due = True
 
     def _halt(self, reason: str) -> None:
         if not self.halted:
@@ -788,6 +504,7 @@ class Peer:
             self.outbox.put(Halt(reason))
 
     def _finish(self, now: int) -> list[Effect]:
+        """What the detectors know, the round uses in the same step; what this peer tells itself, it hears in the same step."""
         for _ in range(MAX_LOCAL_MESSAGES):
             if self._work_due:
                 self._work_due = False
@@ -798,9 +515,7 @@ class Peer:
         else:
             raise LocalError(f"over {MAX_LOCAL_MESSAGES} messages to itself in one input")
         effects = self.outbox.take()
-        for effect in effects:
-            if type(effect).__name__ == "Persist":
-                self._persists[effect.id] = None  # type: ignore[attr-defined]
+        self._persists.update((effect.id, None) for effect in effects if isinstance(effect, Persist))
         return effects
 
     def status(self, now: int) -> dict[str, Any]:
@@ -822,3 +537,11 @@ class Peer:
             "members": list(self.roster.members),
             "rejected": {kind: dict(by_peer) for kind, by_peer in self.rejected.items()},
         }
+
+
+def _decoded(frames: Sequence[bytes]) -> list[PeerFrame]:
+    """Raises LocalError: the log file was intact, so what does not decode was written by another program."""
+    try:
+        return [decode(frame, PeerFrame) for frame in frames]  # type: ignore[arg-type]  # a union is a type to msgspec
+    except RemoteError as error:
+        raise LocalError(f"the log holds what is no frame of this program: {error}") from error

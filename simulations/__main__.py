@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="1", help="a seed, or A..B")
     parser.add_argument("--faults", choices=list(FAMILIES), default="all")
     parser.add_argument("--rounds", type=int, default=10, help="certified versions at least")
+    parser.add_argument("--work", choices=["steady", "training"], default="steady", help="what rounds do")
     parser.add_argument("--scenario", default="", help="a scenario file instead of the three above")
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="the summary as one line of JSON")
@@ -35,6 +36,7 @@ def main() -> int:
             seeds=parse_seeds(given.seeds),
             faults=given.faults,
             rounds=given.rounds,
+            work=given.work,
             scenario=given.scenario,
             processes=given.processes,
             progress=progress,

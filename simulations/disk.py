@@ -3,13 +3,15 @@
 The log is written and recovered by `p2pcoord.consensus.log`, as a node does it. A crash keeps all that was synced, and of the
 append that was being written a random beginning, of which a sector may hold rubbish: what real disks leave. Rot flips one
 byte anywhere. Content (states, contributions) lies beside the log, by root, each with a flag that says whether it would
-survive a crash.
+survive a crash; only what would is given back or shown to others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
+
+import msgspec
 
 from p2pcoord.consensus.log import append, recover, start
 
@@ -18,6 +20,13 @@ SECTOR_BYTES = 512
 
 class LostFrames(Exception):
     """Recovery gave back something else than all frames that had been synced: a violation."""
+
+
+class Content(msgspec.Struct):
+    """Bytes beside the log."""
+
+    data: bytes
+    durable: bool
 
 
 class Disk:
@@ -29,8 +38,8 @@ class Disk:
         self._file = bytearray()
         self._writing: tuple[bytes, tuple[bytes, ...]] | None = None
         self.synced: list[bytes] = []
-        self.content: dict[bytes, bool] = {}
-        """Root -> whether it is durable."""
+        self.content: dict[bytes, Content] = {}
+        """By root."""
 
     def latency(self, low_ns: int, high_ns: int) -> int:
         """How long the next fsync takes."""
@@ -64,7 +73,7 @@ class Disk:
                 end = min(at + SECTOR_BYTES, len(torn))
                 torn[at:end] = self._random.choice([bytes(end - at), self._random.randbytes(end - at)])
             self._file += torn
-        self.content = {root: True for root, durable in self.content.items() if durable}
+        self.content = {root: content for root, content in self.content.items() if content.durable}
 
     def rot(self) -> None:
         """One byte of the log changes."""

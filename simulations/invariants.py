@@ -5,12 +5,13 @@
     durable      who signed a certificate has the record on its disk, until the disk is lost
     coordinator  one a term
     vote         one a term, also across restarts: of the votes and candidacies that left a machine, or that an opening shows
-    acknowledged one record per term and height and voter, and only in the voter's own, persisted term
+    acknowledged one record per term and height and voter, and only in the voter's own term, when that is persisted
     term         rises by one at a time: who enters a higher one found a quorum of the one before
     version      v follows v-1 from its state, has one state; an assignment counts once
     back         what a peer holds certified never shrinks; after a restart it is at least what its disk held
     side         a record born during a cut is certified by the side that has a quorum, and its signers are on that side
     log          recovery gives back every frame that was synced
+    content      what a peer adopts is durable on its disk
     halt         no peer stops
 
 They look at peers from outside and keep their own account, so they cost little: most events change nothing that matters.
@@ -78,7 +79,10 @@ class Invariants:
         self.version = 0
         self.version_at = 0
         self.certificates = 0
-        self._state = b""
+        self.states: list[bytes] = [b""]
+        """The certified state of each version."""
+        self._adopted: dict[str, tuple[int, int]] = {}
+        self._shown: tuple[Machine, int, bytes] | None = None
         self._counted: dict[tuple[int, int], int] = {}
         founder = genesis.header.coordinator
         self._committees: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = [(0, (founder,), ())]
@@ -123,8 +127,13 @@ class Invariants:
                 self.violated("coordinator", f"{machine.name} and {known} coordinate term {voter.term}")
         life, height = self._seen.get(machine.id, (0, 0))
         certified = voter.ledger.certified
-        if (life, height) == (machine.life, certified):
-            return
+        if (life, height) != (machine.life, certified):
+            self._look_at_ledger(machine, peer, life, height)
+        if self._shown is not None:
+            self._check_shown(*self._shown)
+
+    def _look_at_ledger(self, machine: Machine, peer: Peer, life: int, height: int) -> None:
+        certified = peer.agreement.voter.ledger.certified
         if life == machine.life and certified < height:
             self.violated("back", f"{machine.name} went from height {height} to {certified}")
         self._seen[machine.id] = (machine.life, certified)
@@ -168,14 +177,15 @@ class Invariants:
     def _round(self, body: Round) -> None:
         if body.version != self.version + 1:
             self.violated("version", f"{body.version} certified after {self.version}")
-        if body.parent != self._state and self.version > 0:
+        if body.parent != self.states[-1] and self.version > 0:
             self.violated("version", f"{body.version} was not made from the state of {self.version}")
         for counted in body.contributors:
             slot = (counted.origin_round, counted.assignment)
             if slot in self._counted:
                 self.violated("version", f"{slot} counts in {self._counted[slot]} and in {body.version}")
             self._counted[slot] = body.version
-        self.version, self._state, self.version_at = body.version, body.state, self.now
+        self.version, self.version_at = body.version, self.now
+        self.states.append(body.state)
 
     def _check_certificate(self, machine: Machine, certificate: Certificate) -> None:
         height = certificate.height
@@ -205,6 +215,23 @@ class Invariants:
             return
         if signers & side and signers - side:
             self.violated("side", f"{machine.name}: height {certificate.height} is certified across the cut")
+
+    def adopted(self, machine: Machine, version: int, state: bytes) -> None:
+        """A peer shows this state as the certified one of this version (looked at once its input is over)."""
+        self._shown = (machine, version, state)
+
+    def _check_shown(self, machine: Machine, version: int, state: bytes) -> None:
+        self._shown = None
+        if version > self.version:
+            self.violated(
+                "version", f"{machine.name} adopts {version}, of which {self.version} are certified"
+            )
+        elif version > 0 and self.states[version] != state:
+            self.violated("version", f"{machine.name} adopts another state of version {version}")
+        life, before = self._adopted.get(machine.id, (0, 0))
+        if life == machine.life and version < before:
+            self.violated("back", f"{machine.name} adopts version {version} after {before}")
+        self._adopted[machine.id] = (machine.life, version)
 
     # The disk
 
@@ -265,6 +292,19 @@ class Invariants:
 
     # What is said
 
+    def signed(self, machine: Machine, data: bytes) -> None:
+        """A peer wants this message sent; it may have to wait for the disk, and speak of a term that is over by then."""
+        if machine.peer is not None and b"appended" in data[:16]:
+            own = machine.peer.agreement.voter.term
+            reply = decode_message(data)
+            if isinstance(reply, AppendReply):
+                for ack in reply.acknowledgements:
+                    if ack.term != own:
+                        self.violated(
+                            "acknowledged",
+                            f"{machine.name}: a record of term {ack.term} in its own term {own}",
+                        )
+
     def spoken(self, machine: Machine, data: bytes) -> None:
         """A message leaves a machine."""
         if b"vote-reply" in data[:16]:
@@ -295,10 +335,8 @@ class Invariants:
                 "acknowledged", f"{machine.name}: two records in term {ack.term}, height {ack.height}"
             )
         account = self._disks.get(machine.id)
-        if account is not None and ack.term < account.term:
-            self.violated(
-                "acknowledged", f"{machine.name}: a record of term {ack.term} while its own is {account.term}"
-            )
+        if account is None or ack.term > account.term:
+            self.violated("acknowledged", f"{machine.name}: term {ack.term} is not on its disk yet")
 
 
 def _majority(voters: Collection[str], signers: Collection[str]) -> bool:

@@ -34,9 +34,12 @@ class Machine:
         """What arrived while it was frozen."""
         self.tick_at: int | None = None
         self.persists: deque[tuple[int, tuple[bytes, ...]]] = deque()
-        """Persists in order; the first is being written."""
+        """Persists in order; the first `writing` of them are being written."""
+        self.writing = 0
         self.durable = 0
         """The id of the newest Persist that is on the disk."""
+        self.in_flight: set[int] = set()
+        """Effects that wait for their outcome, Persists apart."""
         self.waiting: dict[str, deque[Send]] = {}
         """For each link, what must not leave before a Persist, in order."""
         self.announcements: deque[Announce] = deque()
@@ -62,5 +65,6 @@ class Machine:
         self.tick_at = None
         self.persists.clear()
         self.durable = 0
+        self.in_flight.clear()
         self.waiting.clear()
         self.announcements.clear()

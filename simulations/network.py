@@ -153,6 +153,15 @@ class Network:
     def connected(self, machine: str) -> list[str]:
         return [other for other, link in self._links.get(machine, {}).items() if link.up]
 
+    def distance(self, one: str, other: str) -> int:
+        """Nanoseconds from one machine to another, without jitter."""
+        link = self._links.get(one, {}).get(other)
+        return link.ways[one].base if link is not None else 0
+
+    def severed(self, one: str, other: str) -> bool:
+        """Whether a cut lies between two machines, one way at least."""
+        return self.blocked(one, other) or self.blocked(other, one)
+
     # Sending
 
     def send(self, sender: str, receiver: str, data: bytes) -> None:

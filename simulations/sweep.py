@@ -14,12 +14,17 @@ from pathlib import Path
 import msgspec
 
 from p2pcoord.errors import UserError
+from simulations import quadratic
 from simulations.faults import FAMILIES
 from simulations.mutants import MUTANTS
 from simulations.report import Report, Summary, report_of, summary_of
-from simulations.scenario import WEATHERS, Director, Scenario, draw_scenario, load_scenario
+from simulations.scenario import WEATHERS, Director, Scenario, WorkName, draw_scenario, load_scenario
 from simulations.steady_work import SteadyWork
+from simulations.training import Training
 from simulations.world import WorkFactory, World, WorldSettings
+
+ENDLESS = 1_000_000
+"""Rounds of a run that the scenario ends."""
 
 
 def run_scenario(
@@ -27,8 +32,16 @@ def run_scenario(
 ) -> Report:
     """One run. What a peer raises is a violation ("raised"), as a peer must never do that. `mutant` switches a bug on."""
     began = time.perf_counter()
-    settings = WorldSettings(weather=WEATHERS[scenario.weather], real_signatures=real)
+    settings = WorldSettings(
+        weather=WEATHERS[scenario.weather],
+        real_signatures=real,
+        overtake=scenario.overtake,
+        writes_at_once=scenario.writes_at_once,
+        rules=quadratic.rules(rounds=ENDLESS) if scenario.work == "training" else None,
+    )
     world = World(seed, settings, work)
+    if scenario.work == "training":
+        Training(world)
     director = Director(world, scenario)
     with MUTANTS[mutant]() if mutant else nullcontext():
         try:
@@ -38,9 +51,11 @@ def run_scenario(
     return report_of(world, director, time.perf_counter() - began)
 
 
-def run_seed(seed: int, *, peers: int, faults: str, rounds: int, mutant: str = "") -> Report:
+def run_seed(
+    seed: int, *, peers: int, faults: str, rounds: int, work: WorkName = "steady", mutant: str = ""
+) -> Report:
     """The scenario that this seed draws."""
-    return run_scenario(seed, draw_scenario(seed, peers, faults, rounds), mutant=mutant)
+    return run_scenario(seed, draw_scenario(seed, peers, faults, rounds, work), mutant=mutant)
 
 
 def run_file(seed: int, path: str) -> Report:
@@ -53,6 +68,7 @@ def simulate(
     seeds: Sequence[int] = (1,),
     faults: str = "all",
     rounds: int = 10,
+    work: WorkName = "steady",
     scenario: str = "",
     processes: int | None = None,
     progress: Callable[[Report], None] = lambda report: None,
@@ -69,7 +85,7 @@ def simulate(
         load_scenario(Path(scenario))
         run: Callable[[int], Report] = partial(run_file, path=scenario)
     else:
-        run = partial(run_seed, peers=peers, faults=faults, rounds=rounds)
+        run = partial(run_seed, peers=peers, faults=faults, rounds=rounds, work=work)
     began = time.perf_counter()
     reports = []
     for report in _over(run, seeds, processes or os.cpu_count() or 1):

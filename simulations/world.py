@@ -6,7 +6,7 @@ Theory of operation
     that come back are run as architecture.md, section 1 says:
 
         Persist      one after the other, each with the disk's latency; then `complete`
-        Send         in order per link, each only when its `after` is durable
+        Send         each only when its `after` is durable; in order per link, or overtaking (`overtake`)
         Announce     when its `after` is durable
         others       by `performers`, a table from the type of effect to a function
 
@@ -47,6 +47,7 @@ from p2pcoord.errors import LocalError
 from p2pcoord.identity import Authority
 from p2pcoord.messages import AnyMessage
 from p2pcoord.peer import Peer, PeerSettings, Restored, Work
+from p2pcoord.rounds.setting import Rules
 from simulations.clock import Clock
 from simulations.disk import Disk
 from simulations.invariants import Invariants
@@ -74,6 +75,12 @@ class WorldSettings(msgspec.Struct, frozen=True):
     drift_ppm: int = 100
     """Clocks gain or lose up to this much: quartz."""
     real_signatures: bool = False
+    overtake: bool = False
+    """Whether a message that waits for nothing may overtake one on its link that still waits for the disk, as in a node."""
+    writes_at_once: int = 1
+    """Persists that one fsync takes, when several wait."""
+    rules: Rules | None = None
+    """The rules of real rounds (see training.py); None: the world's `work` takes their place."""
 
 
 PLAIN = WorldSettings()
@@ -98,6 +105,8 @@ class World:
         """(role of the machine that crashed, what it was at)"""
         self.told: Counter[str] = Counter()
         """Events that peers emitted, by name."""
+        self.before_founding: Callable[[Machine], None] = lambda machine: None
+        """Prepares the founder's disk."""
         self.on_delivery: Callable[[Machine, str, bytes], None] | None = None
         """Sees what each machine receives (a liar listens)."""
         self._work = work
@@ -167,8 +176,11 @@ class World:
     def found(self, name: str = "m0") -> Machine:
         """The founder's machine, started; it brings the run's genesis."""
         machine = self.machine(name)
+        self.before_founding(machine)
         authority = Authority(machine.signer, self.keyring.verify, self.run_id)
-        self.genesis = make_genesis(authority, b"a simulated run")
+        rules = self.settings.rules
+        state = rules.state_zero if rules is not None else None
+        self.genesis = make_genesis(authority, b"a simulated run", state=state)
         self.invariants = Invariants(self.keyring, self.run_id, self.genesis, self.machines)
         self.start(machine)
         return machine
@@ -196,11 +208,17 @@ class World:
             authority,
             self.genesis,
             PeerSettings(
-                machine.name, SECRET, settings.committee_size, settings.rotation_rounds, settings.timing
+                machine.name,
+                SECRET,
+                settings.committee_size,
+                settings.rotation_rounds,
+                settings.timing,
+                settings.rules,
             ),
         )
         situation = Situation(stream(self.seed, "work", name), lambda: self.open)
-        peer.work = self._work(peer, situation)
+        if settings.rules is None:
+            peer.work = self._work(peer, situation)
         machine.peer = peer
         self._note(b"start", machine)
         self.invariants.restarting(machine)
@@ -329,7 +347,9 @@ class World:
             self._write(machine)
 
     def _write(self, machine: Machine) -> None:
-        machine.disk.write(machine.persists[0][1])
+        count = min(len(machine.persists), self.settings.writes_at_once)
+        machine.writing = count
+        machine.disk.write([frame for at in range(count) for frame in machine.persists[at][1]])
         low, high = self.settings.disk_ns
         # The disk's own stream: how often it is asked changes nothing elsewhere.
         latency = machine.disk.latency(low, high) + machine.slow_disk_ns
@@ -338,16 +358,18 @@ class World:
     def _synced(self, machine: Machine, life: int) -> None:
         if machine.life != life:
             return
-        number, _ = machine.persists.popleft()
+        numbers = [machine.persists.popleft()[0] for _ in range(machine.writing)]
         self.invariants.synced(machine, machine.disk.sync())
-        machine.durable = number
+        machine.durable = numbers[-1]
         if machine.persists:
             self._write(machine)
         self._release(machine)
         if machine.doomed:
             self.crash(machine)
             return
-        self.feed(machine, "complete", number, Done())
+        for number in numbers:
+            if machine.life == life:
+                self.feed(machine, "complete", number, Done())
 
     def may_leave(self, machine: Machine, after: int) -> bool:
         """Whether what waits for this Persist may leave now."""
@@ -355,8 +377,10 @@ class World:
 
     def _send(self, machine: Machine, effect: Send) -> None:
         self._note(b"send", machine, effect.to.encode(), effect.data)
+        self.invariants.signed(machine, effect.data)
         queue = machine.waiting.get(effect.to)
-        if not queue and self.may_leave(machine, effect.after):
+        free = self.settings.overtake or not queue
+        if free and self.may_leave(machine, effect.after):
             self._leave(machine, effect.to, effect.data)
         elif queue is None:
             machine.waiting[effect.to] = deque((effect,))

@@ -475,8 +475,8 @@ def test_the_coordinator_proposes_only_what_voters_accept() -> None:
     """A record that every voter refuses would stay uncertified, and nothing could be ordered after it."""
     peer, now = elected()
     height = peer.status(now)["height"]
-    peer._farewells[D] = authority_of("D").sign(Farewell(D, 3))
-    peer._joiners[D] = Admission(D, "x" * 100, join_proof(SECRET, RUN, D))
+    peer.admissions._farewells[D] = authority_of("D").sign(Farewell(D, 3))
+    peer.admissions._joiners[D] = Admission(D, "x" * 100, join_proof(SECRET, RUN, D))
     for _ in range(5):
         now = max(peer.next_deadline(), now)
         written(peer, peer.tick(now), now)

@@ -202,7 +202,7 @@ class Agreement:
             )
             if len(wanted) < len(voters) and self._patient(learning, now):
                 return
-        if wanted != voters:
+        if wanted != voters and self._answers(Committee(wanted, voters), now):
             self.voter.outbox.emit("committee", voters=list(wanted), outgoing=list(voters))
             replication.propose(CommitteeChange(Committee(wanted, voters)), now)
 
@@ -211,6 +211,13 @@ class Agreement:
         if self._awaited[0] != wanted:
             self._awaited = (wanted, now + LEARNER_PATIENCE_NS)
         return now < self._awaited[1]
+
+    def _answers(self, committee: Committee, now: int) -> bool:
+        """Whether a quorum of this committee was heard just now. A record that only the dead could certify would block the log
+        and every later election for ever (etcd refuses it too: its strict reconfiguration check)."""
+        recently = self.timing.election_minimum * self.replication.interval_ns
+        heard = [p for p in committee.everyone if self.replication.heard_within(p, recently, now)]
+        return committee.is_quorum(heard)
 
     def _silent_since(self, span_ns: int, now: int) -> set[str]:
         """Voters not heard for so long; one never heard in this term is silent since the term began."""

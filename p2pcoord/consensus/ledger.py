@@ -327,8 +327,8 @@ class Ledger:
         """Those whose quorums prove a term to this peer: the last certified committee and any above it.
 
         A joint one that is certified may have been followed by its incoming half in a log this peer has not seen, so that
-        half alone proves a term too. Not so while it is uncertified here: a liar that coordinates could order itself as the
-        only voter to come, and prove any term alone.
+        half alone proves a term too (its majority is no single liar; that is all a proof of a term has to exclude). Not so a
+        half of one voter in a record that is not certified here: a coordinator that lies may have ordered that.
 
         With `term`, also those replaced since by which a quorum may have begun that term. A voter that acknowledged the
         replacing record, in term s, grants nothing to a candidate without it, and what it granted before was s + 1 at most; so
@@ -341,8 +341,11 @@ class Ledger:
                 break
             first -= 1
         live = [committee for _, committee in self._committees[first:]]
-        certified = [committee for _, committee in self._committees[first : last_certified + 1]]
-        return live + [Committee(committee.voters) for committee in certified if committee.joint]
+        return live + [
+            Committee(committee.voters)
+            for at, committee in self._committees[first:]
+            if committee.joint and (at <= self.certified or len(committee.voters) > 1)
+        ]
 
     def opening(self, term: int) -> Record | None:
         """The record that opened `term` in this log (genesis for term 0)."""

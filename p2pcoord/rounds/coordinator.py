@@ -51,6 +51,10 @@ REOFFER_WINDOW_NS = 1_000_000_000
 # A plan that a member has not accepted is sent again; streams are reliable, so this is for links that were cut.
 RESEND_NS = 1_000_000_000
 
+# Of an attempt in which nothing was heard for RESEND_NS, so many members that still owe something are told it again: a
+# message lost with its link is rare, and an attempt over a thousand members is a large message.
+RESENT_AT_ONCE = 8
+
 # Losses come in crowds (a site's link fails): attempts wait this long for the next loss before they are made anew.
 BATCH_LOSSES_NS = 50_000_000
 
@@ -109,6 +113,7 @@ class RoundCoordinator:
         self._replan_at: int | None = None
         self._heard_at = now
         self._attempt_at = now
+        self._tell_again_at = now
         self._retry_at = now
 
     # Life
@@ -169,8 +174,10 @@ class RoundCoordinator:
                 self._resend(now)
                 self._close(now)
             case Phase.AGGREGATION | Phase.MODEL_UPDATE:
+                self._tell_again(now)
                 self._keep_attempt_alive(now)
             case Phase.VALIDATION:
+                self._tell_again(now)
                 self._conclude(now)
             case Phase.COMPLETED:
                 self._next_round(now)
@@ -184,11 +191,30 @@ class RoundCoordinator:
             case Phase.TASK_DISTRIBUTION | Phase.LOCAL_TRAINING | Phase.GRADIENT_COLLECTION:
                 return min(self._resend_at, self._waiting_since + (self.plan.barrier_ns if self.plan else 0))
             case Phase.AGGREGATION | Phase.MODEL_UPDATE:
-                return self._replan_at if self._replan_at is not None else self._heard_at + STALL_NS
+                due = self._replan_at if self._replan_at is not None else self._heard_at + STALL_NS
+                return min(due, self._quiet_at())
             case Phase.VALIDATION:
-                return self._phase_at + (self.plan.barrier_ns if self.plan else 0)
+                return min(self._phase_at + (self.plan.barrier_ns if self.plan else 0), self._quiet_at())
             case Phase.COMPLETED:
                 return None  # certificates move it on, and the heartbeat's tick
+
+    def connected(self, peer: str, now: int) -> None:
+        """A link is there (again): what was said into one that broke is said once more."""
+        if not self.active or self.over or not self.setting.roster.is_member(peer):
+            return
+        match self.phase:
+            case Phase.INITIALIZATION:
+                if self._asking and peer not in self._reoffered:
+                    self._asked.discard(peer)
+                    self._ask_members(now)
+            case Phase.TASK_DISTRIBUTION | Phase.LOCAL_TRAINING | Phase.GRADIENT_COLLECTION:
+                if self.plan is not None and self.plan.of(peer):
+                    self.setting.send(peer, PlanMessage(self.plan, self.setting.voter.ledger.certified))
+            case Phase.AGGREGATION | Phase.MODEL_UPDATE | Phase.VALIDATION:
+                if self.attempt is not None and peer in self._audience():
+                    self._tell_attempt(peer)
+            case Phase.COMPLETED:
+                pass
 
     # Initialization and plan
 
@@ -484,10 +510,47 @@ class RoundCoordinator:
             self._enter(Phase.GRADIENT_COLLECTION, now)
         self._enter(Phase.AGGREGATION, now)
         self._attempt_at = now
-        message = AttemptMessage(self.attempt, tuple(h for _, h in sorted(usable.items())))
-        for member in dict.fromkeys((*self.attempt.tree.members, *setting.voter.ledger.committee.everyone)):
+        self._tell_again_at = now + RESEND_NS
+        for member in self._audience():
             if setting.alive(member):
-                setting.send(member, message)
+                self._tell_attempt(member)
+
+    def _audience(self) -> tuple[str, ...]:
+        """Who has to know of the attempt: its tree, and the voters."""
+        if self.attempt is None:
+            return ()
+        return tuple(
+            dict.fromkeys((*self.attempt.tree.members, *self.setting.voter.ledger.committee.everyone))
+        )
+
+    def _tell_attempt(self, member: str) -> None:
+        """The attempt, and its result when that is known. Whoever knows it answers with what it has come to."""
+        if self.attempt is None:
+            return
+        headers = tuple(self.headers[entry.slot] for entry in self.attempt.entries)
+        self.setting.send(member, AttemptMessage(self.attempt, headers))
+        if self.result is not None and member != self.result.sender:
+            self.setting.send(member, ResultMessage(self.result))
+
+    def _quiet_at(self) -> int:
+        """When the attempt has gone quiet for so long that something may have been lost."""
+        return max(self._tell_again_at, self._heard_at + RESEND_NS)
+
+    def _tell_again(self, now: int) -> None:
+        """When the attempt has gone quiet, those who owe it something hear of it again: a message may be lost with a link
+        that breaks, and whoever sent it does not know."""
+        if self.attempt is None or now < self._quiet_at():
+            return
+        self._tell_again_at = now + RESEND_NS
+        match self.phase:
+            case Phase.AGGREGATION:
+                owing = [member for member in self.attempt.tree.members if self._blocks(member)]
+            case Phase.MODEL_UPDATE:
+                owing = [member for member in self._audience() if member not in self.reports]
+            case _:
+                owing = [member for member in self.attempt.tree.members if member not in self.shares]
+        for member in [m for m in owing if self.setting.alive(m) and m != self.setting.me][:RESENT_AT_ONCE]:
+            self._tell_attempt(member)
 
     def _needed(self, member: str) -> bool:
         """Whether the sum still depends on this member: no ancestor has summed its subtree, nor is the result known."""

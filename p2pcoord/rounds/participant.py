@@ -89,9 +89,11 @@ class _Attempted(msgspec.Struct):
     partials: dict[str, Partial] = {}
     combining: bool = False
     summed: bool = False
+    partial: Partial | None = None
     result: Result | None = None
     stepping: bool = False
     state: ContentRef | None = None
+    finite: bool = True
     share: Share | None = None
 
 
@@ -278,6 +280,9 @@ class Participant:
             raise RemoteError("bad_attempt", f"steps from another state than version {self.version}")
         name = setting.authority.hash(attempt)
         if name in self._attempts:
+            if name == self._current:
+                self._tell_again()
+                self._gather(now)
             return
         headers = {setting.authority.hash(header): header for header in message.headers}
         check_attempt(
@@ -403,7 +408,7 @@ class Participant:
             if self.coordinator != setting.me:
                 self.on_result(setting.me, ResultMessage(result), now)
             return
-        partial = setting.authority.sign(Partial(name, setting.me, combined.content))
+        entry.partial = partial = setting.authority.sign(Partial(name, setting.me, combined.content))
         for peer in dict.fromkeys((parent, self.coordinator)):
             setting.send(peer, PartialMessage(partial))
 
@@ -463,7 +468,7 @@ class Participant:
             setting.outbox.emit("step-failed", version=entry.attempt.version, reason=reason)
             return
         stepped = outcome.value
-        entry.state = stepped.content
+        entry.state, entry.finite = stepped.content, stepped.finite
         self._content[stepped.content.root] = "state"
         setting.outbox.put(Offer(stepped.content))
         setting.send(self.coordinator, Report(name, stepped.content, stepped.finite))
@@ -533,6 +538,43 @@ class Participant:
             setting.outbox.emit("state-differs", version=body.version, here=entry.state.root.hex())
             return f"another state was computed here: {entry.state.root.hex()[:16]}"
         return ""
+
+    def connected(self, peer: str, now: int) -> None:
+        """What a broken link may have swallowed is told again; what could not be had over it is asked for again."""
+        if entry := self._attempts.get(self._current):
+            self._gather(now)
+            tree = entry.attempt.tree
+            if self.setting.me in tree and peer == tree.parent(self.setting.me) and entry.partial is not None:
+                self.setting.send(peer, PartialMessage(entry.partial))
+            if (
+                entry.result is not None
+                and self.setting.me in tree
+                and peer in tree.children(self.setting.me)
+            ):
+                self.setting.send(peer, ResultMessage(entry.result))
+        if peer != self.coordinator:
+            return
+        if self.plan is not None and self.plan.version == self.version + 1:
+            for assignment in self.plan.of(self.setting.me):
+                header = self.slots.get((self.plan.version, assignment.index))
+                if header is not None:
+                    self.setting.send(peer, Offering(header))
+        self._tell_again()
+
+    def _tell_again(self) -> None:
+        """Tells the coordinator once more what this member has come to in the current attempt."""
+        name, entry = self._current, self._attempts.get(self._current)
+        setting, coordinator = self.setting, self.coordinator
+        if entry is None:
+            return
+        if entry.result is not None and entry.result.sender == setting.me:
+            setting.send(coordinator, ResultMessage(entry.result))
+        if entry.partial is not None:
+            setting.send(coordinator, PartialMessage(entry.partial))
+        if entry.state is not None:
+            setting.send(coordinator, Report(name, entry.state, entry.finite))
+        if entry.share is not None:
+            setting.send(coordinator, entry.share)
 
     def attempt_message(self, name: bytes) -> AttemptMessage | None:
         entry = self._attempts.get(name)

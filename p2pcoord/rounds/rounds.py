@@ -146,6 +146,11 @@ class Rounds:
     def progress(self, now: int) -> None:
         self.participant.progress(now)
 
+    def connected(self, peer: str, now: int) -> None:
+        """A link is there (again): what was said into one that broke is said once more, by both sides."""
+        self.participant.connected(peer, now)
+        self.coordinator.connected(peer, now)
+
     def tick(self, now: int) -> None:
         self._follow_duty(now)
         self.participant.tick(now)

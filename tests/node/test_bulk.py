@@ -334,6 +334,22 @@ async def test_cancelling_keeps_what_arrived_and_the_link_unharmed() -> None:
 
 
 @pytest.mark.trio
+async def test_cancelling_at_any_moment_leaves_the_link_unharmed() -> None:
+    """py-libp2p writes window updates inside of reads: one that is cut off by a cancelled read would end the connection."""
+    with trio.fail_after(60):
+        async with fetcher_and_sources(Held()) as (fetcher, sources):
+            for at in range(60):
+                with trio.move_on_after(0.004 + at * 0.0006):
+                    await fetch(fetcher, REF, ids(sources), Sinks())
+            sinks = Sinks()
+            await fetch(fetcher, REF, ids(sources), sinks)
+            assert sinks.content == CONTENT
+            with trio.move_on_after(0.2):
+                while True:
+                    assert not isinstance(await fetcher.receive(), Disconnected)
+
+
+@pytest.mark.trio
 async def test_permission_is_asked_for_each_chunk() -> None:
     allowed = [True]
     with trio.fail_after(20):

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from node.log_replay import Problem, Replay, replay_frames
 from node.store import Store
-from node.verify import Problem, Replay, Verified, replay_frames, verify
+from node.verify import Verified, verify
 from p2pcoord.consensus.ledger import Admission, Counted, Exclusion, Farewell, Members, Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.errors import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.disk import Disk, LostFrames
+from simulations.disk import Content, Disk, LostFrames
 from simulations.randomness import stream
 
 APPENDS = [(b"one", b"two" * 100), (b"three" * 300,), (b"four",)]
@@ -60,6 +60,6 @@ def test_synced_frames_that_do_not_come_back_are_a_violation() -> None:
 
 def test_content_that_was_not_durable_is_gone_after_a_crash() -> None:
     disk = written(1, synced=1)
-    disk.content = {b"durable": True, b"not yet": False}
+    disk.content = {b"durable": Content(b"1", True), b"not yet": Content(b"2", False)}
     disk.crash()
-    assert disk.content == {b"durable": True}
+    assert disk.content == {b"durable": Content(b"1", True)}

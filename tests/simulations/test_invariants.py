@@ -122,11 +122,20 @@ def test_a_second_vote_in_a_term_is_seen() -> None:
     assert seen(world) == ["vote"]
 
 
-def test_an_acknowledgement_in_a_term_that_is_over_is_seen() -> None:
+def test_an_acknowledgement_in_a_term_that_is_not_the_voters_is_seen() -> None:
     world, machines = settled()
-    world.invariants._disks[machines[1].id].term += 1
-    ack = Acknowledgement(1, 99, bytes(32), machines[1].id)
-    world.invariants.spoken(machines[1], encode(AppendReply(1, True, 99, 0, (ack,))))
+    term = world.invariants._disks[machines[1].id].term
+    for other in (term - 1, term + 1):
+        ack = Acknowledgement(other, 99, bytes(32), machines[1].id)
+        world.invariants.signed(machines[1], encode(AppendReply(other, True, 99, 0, (ack,))))
+    assert seen(world) == ["acknowledged"] * 2
+
+
+def test_an_acknowledgement_in_a_term_that_is_on_no_disk_is_seen() -> None:
+    world, machines = settled()
+    term = world.invariants._disks[machines[1].id].term + 1
+    ack = Acknowledgement(term, 99, bytes(32), machines[1].id)
+    world.invariants.spoken(machines[1], encode(AppendReply(term, True, 99, 0, (ack,))))
     assert seen(world) == ["acknowledged"]
 
 

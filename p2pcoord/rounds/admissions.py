@@ -1,0 +1,289 @@
+"""How peers come in, go, and are put out: the requests, and the coordinator's list of what to order next.
+
+    a peer wants         it sends, once a second               until
+    to be admitted       JoinRequest, to anyone it knows       a certified record names it (or a refusal says why not)
+    to leave             LeaveRequest, towards the coordinator a certified record lets it go
+    another put out      EvidenceMessage                       a certified record excludes the other
+
+A request goes on from whoever got it from its author, and once more from a voter that got it from a member without a vote: at
+most three steps, never round. All of them are made of statements that speak for themselves, so it does not matter who passes
+them on. What the coordinator orders (`pending`) is only what every voter's own check accepts: a record that nobody
+acknowledges would block the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from p2pcoord.consensus.agreement import Agreement
+from p2pcoord.consensus.election import NEVER
+from p2pcoord.consensus.evidence import EvidenceBook, contradict, signer_of
+from p2pcoord.consensus.ledger import Admission, Exclusion, Farewell, Members, SignedStatement
+from p2pcoord.errors import RemoteError
+from p2pcoord.gossip.records import CapabilityProfile
+from p2pcoord.identity import Authority
+from p2pcoord.messages import AnyMessage, EvidenceMessage, JoinReply, JoinRequest, LeaveRequest
+from p2pcoord.outbox import Outbox
+from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, Roster, join_proof
+
+# A joiner repeats its request until a certified record names it; a member that leaves likewise.
+REQUEST_INTERVAL_NS = 1_000_000_000
+
+# Exclusions in one record: each may carry two statements of a few hundred bytes.
+MAX_EXCLUSIONS = 16
+
+
+class JoinSettings(msgspec.Struct, frozen=True):
+    """This peer's own request (name, secret, machine), and what it asks of others while it coordinates."""
+
+    name: str
+    secret: bytes | None
+    profile: CapabilityProfile
+    minimum_memory_bytes: int
+
+
+class Admissions:
+    """`connections` are those this peer has now; `due(now)` is called when something waits for the coordinator's care."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        outbox: Outbox,
+        roster: Roster,
+        agreement: Agreement,
+        connections: set[str],
+        settings: JoinSettings,
+        due: Callable[[], None],
+    ) -> None:
+        self._authority = authority
+        self._me = authority.peer_id
+        self._outbox = outbox
+        self._roster = roster
+        self._agreement = agreement
+        self._connections = connections
+        self._settings = settings
+        self._due = due
+        self._evidence = EvidenceBook(authority)
+        self._joiners: dict[str, Admission] = {}
+        self._readers: set[str] = set()
+        """Connected peers that have shown they may join, and have not asked for it yet."""
+        self._farewells: dict[str, Farewell] = {}
+        self._exclusions: dict[str, Exclusion] = {}
+        self._leaving: Farewell | None = None
+        self._request_at = NEVER
+        self._turn = 0
+
+    # This peer's own wishes
+
+    def wake(self, now: int) -> None:
+        """A connection was made, or the peer starts: ask now."""
+        self._request_at = min(self._request_at, now)
+
+    def next_deadline(self) -> int:
+        return self._request_at
+
+    def tick(self, now: int) -> None:
+        """Repeats what this peer asks of the run: to be admitted, or to be let go."""
+        if now < self._request_at:
+            return
+        self._request_at = NEVER
+        if self._leaving is not None:
+            if not self.left:
+                self._to_coordinator(LeaveRequest(self._leaving))
+                self._request_at = now + REQUEST_INTERVAL_NS
+        elif not self._roster.is_member(self._me) and not self._roster.excluded(self._me):
+            source = self.some_connection()
+            if source:
+                self._outbox.send(source, JoinRequest(self._own_admission(), self._settings.profile))
+                self._agreement.replication.ask(source, now)
+                self._request_at = now + REQUEST_INTERVAL_NS
+
+    def _own_admission(self) -> Admission:
+        secret = self._settings.secret
+        proof = join_proof(secret, self._authority.run, self._me) if secret is not None else b""
+        return Admission(self._me, self._settings.name[:MAX_NAME_LENGTH], proof)
+
+    def leave(self, now: int) -> None:
+        """Say goodbye. The duty is handed over first where somebody can take it."""
+        if self._leaving is not None:
+            return
+        self._leaving = self._authority.sign(Farewell(self._me, self._agreement.voter.ledger.certified))
+        self._farewells[self._me] = self._leaving
+        self._request_at = now
+        self._due()
+        if self._agreement.is_coordinator:
+            self._agreement.rotate(now)
+
+    @property
+    def leaving(self) -> bool:
+        return self._leaving is not None
+
+    @property
+    def left(self) -> bool:
+        """The run has let this peer go: it is no voter and no member any more."""
+        ledger = self._agreement.voter.ledger
+        voters = ledger.committee_at(ledger.certified).everyone
+        return self._leaving is not None and not self._roster.is_member(self._me) and self._me not in voters
+
+    def some_connection(self) -> str:
+        """Each connection in turn; nobody when there is none."""
+        return self._next_of(sorted(self._connections))
+
+    def _next_of(self, peers: list[str]) -> str:
+        self._turn += 1
+        return peers[self._turn % len(peers)] if peers else ""
+
+    def _to_coordinator(self, message: AnyMessage) -> None:
+        """To the coordinator where it is known and connected, else to a voter in turn: a member without a vote follows
+        announcements, and those do not say who coordinates now."""
+        coordinator = self._agreement.voter.coordinator
+        if coordinator == self._me:
+            return
+        voters = [peer for peer in self._agreement.committee.everyone if peer in self._connections]
+        target = coordinator if coordinator in self._connections else self._next_of(voters)
+        if target:
+            self._outbox.send(target, message)
+
+    def _passes_on(self, sender: str, author: str) -> bool:
+        """Whether a request goes on from here (module docstring)."""
+        voter = self._agreement.voter
+        relayed_to_voter = voter.is_voter() and not voter.is_voter(sender)
+        return sender == author or (relayed_to_voter and voter.coordinator in self._connections)
+
+    # Others' wishes
+
+    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+        """Handles a request; False when the message is none. Raises RemoteError."""
+        match message:
+            case JoinRequest():
+                self._on_join(sender, message)
+            case JoinReply():
+                if message.refused:
+                    self._outbox.emit("join-refused", by=sender, reason=message.refused)
+            case LeaveRequest():
+                self._on_leave(sender, message)
+            case EvidenceMessage():
+                self._on_evidence(message)
+            case _:
+                return False
+        return True
+
+    def _on_join(self, sender: str, message: JoinRequest) -> None:
+        admission = message.admission
+        if self._roster.is_member(admission.peer):
+            return
+        reason = self._roster.excluded(admission.peer) or self._roster.proves(admission)
+        if reason := reason or self._roster.check(Members(admitted=(admission,))):
+            self._outbox.send(sender, JoinReply(reason))
+            raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
+        if reason := self._lacks(message.profile):
+            self._outbox.send(sender, JoinReply(reason))
+            self._outbox.emit("join-refused", peer=admission.peer, reason=reason)
+            return
+        self._joiners.pop(admission.peer, None)
+        self._joiners[admission.peer] = admission
+        if len(self._joiners) > MAX_ADMISSIONS:  # the longest silent goes; who still waits asks every second
+            del self._joiners[next(iter(self._joiners))]
+        self._order_or_pass_on(sender, admission.peer, message)
+        if sender == admission.peer:
+            self._outbox.send(sender, JoinReply(""))
+
+    def _lacks(self, profile: CapabilityProfile) -> str:
+        """What a machine lacks for this run ("" when it can take part). 0 in a profile means: not known, and is let in."""
+        needed = self._settings.minimum_memory_bytes
+        if 0 < profile.memory_bytes < needed:
+            has = profile.memory_bytes >> 20
+            return f"this run needs {needed >> 20} MiB of memory; the machine has {has}"
+        return ""
+
+    def _on_leave(self, sender: str, message: LeaveRequest) -> None:
+        farewell = message.farewell
+        self._authority.check(farewell.peer, farewell)
+        if not self._roster.is_member(farewell.peer):
+            return
+        if reason := self._roster.check(Members(left=(farewell,))):
+            raise RemoteError("bad_farewell", reason)
+        if self._agreement.is_coordinator:
+            self._farewells[farewell.peer] = farewell
+        self._order_or_pass_on(sender, farewell.peer, message)
+
+    def _order_or_pass_on(self, sender: str, author: str, message: AnyMessage) -> None:
+        if self._agreement.is_coordinator:
+            self._due()
+        elif self._passes_on(sender, author):
+            self._to_coordinator(message)
+
+    # Exclusion
+
+    def see(self, statement: SignedStatement) -> None:
+        """A statement whose signature was checked: with an earlier one it may be evidence against its signer."""
+        pair = self._evidence.see(statement)
+        peer = signer_of(statement)
+        if pair is not None and peer not in self._exclusions:
+            reason = f"signed two {type(statement).__name__} statements in one slot"
+            self._outbox.emit("evidence", peer=peer, reason=reason)
+            self.exclude(Exclusion(peer, reason, 0, pair))
+
+    def exclude(self, exclusion: Exclusion) -> None:
+        """Asks for a certified record that excludes a member; whoever coordinates orders it."""
+        if not self._roster.is_member(exclusion.peer):
+            return
+        self._exclusions[exclusion.peer] = exclusion
+        self._due()
+        if not self._agreement.is_coordinator and exclusion.evidence is not None:
+            self._to_coordinator(EvidenceMessage(exclusion.evidence))
+
+    def _on_evidence(self, message: EvidenceMessage) -> None:
+        first, second = message.evidence
+        if not contradict(first, second, self._authority):
+            raise RemoteError("bad_evidence", "two statements that do not contradict each other")
+        self.see(first)
+        self.see(second)
+
+    # Who may read
+
+    def check_proof(self, admission: Admission, sender: str) -> None:
+        """Raises RemoteError unless the sender shows, for itself, that it knows the run's secret."""
+        reason = "not its own" if admission.peer != sender else self._roster.proves(admission)
+        if reason:
+            raise RemoteError("wrong_secret", reason)
+
+    def let_read(self, peer: str) -> None:
+        self._readers.add(peer)
+
+    def disconnected(self, peer: str) -> None:
+        self._readers.discard(peer)
+
+    def may_read(self, peer: str) -> bool:
+        """Strangers get nothing: ledger and content are for members, and for joiners that have shown their proof."""
+        return self._roster.is_member(peer) or peer in self._joiners or peer in self._readers
+
+    # What the coordinator orders next
+
+    def gone(self) -> set[str]:
+        """Voters that must lose their vote: they left, are leaving, or are excluded."""
+        voters = self._agreement.committee.everyone
+        return {peer for peer in voters if not self._roster.is_member(peer)} | set(self._farewells)
+
+    def pending(self) -> Members | None:
+        """The next record of members, of those that every voter accepts; None when nothing waits."""
+        check, voters = self._roster.check, self._agreement.committee.everyone
+        admitted = [a for a in self._joiners.values() if not check(Members(admitted=(a,)))][:MAX_ADMISSIONS]
+        leaving = [
+            f for f in self._farewells.values() if f.peer not in voters and not check(Members(left=(f,)))
+        ][: MAX_ADMISSIONS - len(admitted)]
+        excluded = [e for e in self._exclusions.values() if not check(Members(excluded=(e,)))][
+            :MAX_EXCLUSIONS
+        ]
+        if not (admitted or leaving or excluded):
+            return None
+        return Members(tuple(admitted), tuple(leaving), tuple(excluded))
+
+    def certified(self) -> None:
+        """Certified records changed the roster: what they settled is done."""
+        member = self._roster.is_member
+        self._joiners = {peer: a for peer, a in self._joiners.items() if not member(peer)}
+        self._exclusions = {peer: e for peer, e in self._exclusions.items() if member(peer)}
+        self._farewells = {peer: f for peer, f in self._farewells.items() if member(peer)}
