@@ -275,12 +275,13 @@ class Driver:
             await self._persist_due.wait()
             self._persist_due = trio.Event()
             while self._persists:
-                batch, self._persists = self._persists[:MAX_BATCH], self._persists[MAX_BATCH:]
+                batch, self._persists = _next_batch(self._persists)
                 frames = [frame for persist in batch for frame in persist.frames]
                 if self._held_around(frames, "persist-before"):
                     await trio.sleep_forever()
                 try:
-                    await trio.to_thread.run_sync(self.store.append, frames)
+                    write = self.store.rewrite_log if batch[0].replace else self.store.append
+                    await trio.to_thread.run_sync(write, frames)
                 except StorageError as error:
                     self.complete(batch[0].id, fx.Failed(str(error)))
                     return
@@ -459,6 +460,13 @@ class Driver:
             temporary.replace(path)
 
         await trio.to_thread.run_sync(self.store.replace_file, MODEL_FILE, publish)
+
+
+def _next_batch(waiting: list[fx.Persist]) -> tuple[list[fx.Persist], list[fx.Persist]]:
+    """What is written next with one fsync: one that replaces the log alone, else all up to the next that does."""
+    end = next((at for at, persist in enumerate(waiting) if persist.replace), len(waiting))
+    end = min(end, MAX_BATCH) or 1
+    return waiting[:end], waiting[end:]
 
 
 class _Stored:

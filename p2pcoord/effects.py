@@ -74,8 +74,11 @@ class Cancel(Effect, frozen=True):
 
 
 class Persist(Effect, frozen=True):
+    """Frames behind the log, durably; with `replace` they become the whole log, at once or not at all (compaction)."""
+
     id: int
     frames: tuple[bytes, ...]
+    replace: bool = False
 
 
 class Halt(Effect, frozen=True):

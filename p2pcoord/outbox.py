@@ -23,6 +23,8 @@ class Outbox:
         self._effects: list[Effect] = []
         self._next_id = 1
         self.newest_persist = 0
+        self.written_bytes = 0
+        """Frames in the log since this life began or it was last compacted."""
         self.durable = 0
 
     def new_id(self) -> int:
@@ -36,10 +38,12 @@ class Outbox:
         effects, self._effects = self._effects, []
         return effects
 
-    def persist(self, frames: Iterable[msgspec.Struct]) -> int:
+    def persist(self, frames: Iterable[msgspec.Struct], *, replace: bool = False) -> int:
         """Asks for the frames to be made durable, in one write; returns the number to wait for."""
+        encoded = tuple(encode(frame) for frame in frames)
+        self.written_bytes = sum(map(len, encoded)) + (0 if replace else self.written_bytes)
         self.newest_persist = self.new_id()
-        self.put(Persist(self.newest_persist, tuple(encode(frame) for frame in frames)))
+        self.put(Persist(self.newest_persist, encoded, replace))
         return self.newest_persist
 
     def send(self, to: str, message: msgspec.Struct, *, after: int | None = None) -> None:

@@ -92,6 +92,11 @@ class PeerSettings(msgspec.Struct, frozen=True):
     """Addresses (multiaddr or host:port) to dial while this peer knows nobody."""
     profile: CapabilityProfile = CapabilityProfile()
     program_version: str = ""
+    compact_after_bytes: int = 8 << 20
+    """The log is rewritten when it holds this much: a day of rounds of ten seconds, and half a second to read back."""
+    kept_bodies: int = 256
+    """Rounds whose bodies stay when the log is compacted: what metrics and history show after a restart, and what a member
+    that was away for an hour is told of."""
     minimum_memory_bytes: int = 0
     """What the run asks of a joiner's device."""
     trusted: tuple[int, bytes] | None = None
@@ -136,6 +141,7 @@ class Peer:
         self._tend_at = NEVER
         self._now = 0
         self._work_due = False
+        self._compact_above = 0
 
     # Inputs
 
@@ -167,6 +173,7 @@ class Peer:
             self._tend_soon,
         )
         frames = _decoded(restored.frames)
+        self.outbox.written_bytes = sum(map(len, restored.frames))
         self.agreement.start([f for f in frames if not isinstance(f, Life | Slot)], now)
         self._begin_incarnation(1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0))
         if settings.gossip:
@@ -431,6 +438,20 @@ class Peer:
             self._tend_at = now
         self.work.certified(records, now)
         self._tell_own_state(now)
+        if self.outbox.written_bytes > max(self.settings.compact_after_bytes, self._compact_above):
+            self._compact()
+
+    def _compact(self) -> None:
+        """The log has grown: drop what a certified state makes superfluous, and begin a new file."""
+        voter = self.agreement.voter
+        height = voter.ledger.certified - self.settings.kept_bodies
+        frames: list[msgspec.Struct] = [*voter.compacted_frames(height), Life(self.incarnation)]
+        if isinstance(self.work, Rounds):
+            frames += [Slot(header) for header in self.work.participant.slots.values()]
+        self.outbox.persist(frames, replace=True)
+        self.outbox.emit("compacted", height=max(height, 0), size_bytes=self.outbox.written_bytes)
+        # What cannot be dropped any more must not make every certificate rewrite the whole file.
+        self._compact_above = 2 * self.outbox.written_bytes
 
     def _tell_own_state(self, now: int) -> None:
         """Gossips which version this peer holds, and what its last training came to (coalesced to every few seconds)."""

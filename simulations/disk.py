@@ -53,6 +53,12 @@ class Disk:
         data, self._tail = append(frames, self._tail)
         self._writing = (data, frames)
 
+    def rewrite(self, frames: Iterable[bytes]) -> None:
+        """The log becomes these frames, in one rename: a crash finds the old one or the new one whole."""
+        self.synced = list(frames)
+        data, self._tail = append(self.synced, start(self._random.randbytes(8)))
+        self._file = bytearray(data)
+
     def sync(self) -> tuple[bytes, ...]:
         """What is being written is durable from now on; returns its frames."""
         if self._writing is None:

@@ -38,6 +38,9 @@ from p2pcoord.wire import encode
 # Bodies travel inside messages and log frames, several at a time (MAX_MESSAGE_BYTES is 1 MiB).
 MAX_BODY_BYTES = 64 << 10
 
+# Certificates kept in the compacted part of a chain: a batch of 64 records (replication.BATCH_RECORDS) always reaches one.
+CERTIFICATE_SPACING = 24
+
 # Genesis holds the pins of the workload: about 60 bytes a tensor, so 8,000 tensors.
 MAX_GENESIS_BYTES = 512 << 10
 
@@ -373,6 +376,23 @@ class Ledger:
                 break
             chosen.append(record)
         return tuple(chosen)
+
+    def compact(self, height: int) -> None:
+        """Drops the bodies of rounds at or below `height` (certified), and certificates that nobody needs to be shown.
+
+        All headers and all other records stay: they are what a joiner verifies from genesis. Of the certificates enough stay
+        that every batch of records can end with one.
+        """
+        for at in range(1, min(height, self.certified) + 1):
+            record = self.records[at]
+            if record.header.kind == "round" and record.body is not None:
+                self.records[at] = Record(record.header, None)
+        kept = 0
+        for at in sorted(self.certificates):
+            if at > height or at - kept >= CERTIFICATE_SPACING:
+                kept = at
+            else:
+                del self.certificates[at]
 
     # Growing
 

@@ -129,6 +129,18 @@ class Voter:
     def first_frames(self) -> list[Frame]:
         return [Owner(self.me, self.authority.run), Appended(self.ledger.records[0])]
 
+    def compacted_frames(self, height: int) -> list[Frame]:
+        """Compacts the ledger up to `height`; the frames that are enough to go on from here."""
+        self.ledger.compact(height)
+        frames = self.first_frames()
+        if self.term:
+            frames.append(Standing(self.term, self.voted_for, self.voted_last, self.proof))
+        for at, record in enumerate(self.ledger.records[1:], 1):
+            frames.append(Appended(record))
+            if at in self.ledger.certificates:
+                frames.append(Certified(self.ledger.certificates[at]))
+        return frames
+
     def restore(self, frames: Sequence[AnyFrame]) -> None:
         """Replays the frames of an earlier life, the first two (first_frames) included.
 

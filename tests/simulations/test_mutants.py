@@ -9,7 +9,7 @@ CAUGHT = {
     "speak-before-persist": ("durable", (2, 3)),
     "old-term-by-counting": ("acknowledged", (1, 2, 3)),
     "quorum-from-gossip": ("certificate", (1, 2)),
-    "vote-forgotten": ("vote", (9, 21, 25, 30, 34)),
+    "vote-forgotten": ("vote", (25, 58, 9, 21)),
     "unsigned-proof": ("term", (1, 2)),
 }
 """Bug -> the invariant that sees it, and seeds (five peers, all faults) that show it: any of them, as every change of the
