@@ -134,6 +134,8 @@ class Driver:
             return
         for effect in call(self.now()):
             self._begin(effect)
+            if self.failpoints.held:
+                break  # what comes behind the failpoint does not happen
         self._wake.set()
 
     def complete(self, effect_id: int, outcome: fx.Outcome) -> None:

@@ -403,6 +403,8 @@ class RoundCoordinator:
         living = self._working_members()
         if plan is None or not living:
             return
+        # What a dead member finished lies on its disk: nobody can have it until it is back and offers it again.
+        self.headers = {slot: h for slot, h in self.headers.items() if self.setting.alive(h.contributor)}
         assignments = plan.assignments
         for assignment in plan.assignments:
             if (plan.version, assignment.index) not in self.headers and assignment.member not in living:

@@ -60,7 +60,9 @@ async def unframed(port: int, token: JoinToken, data: bytes) -> None:
         stream = BoundedStream(await trio.open_tcp_stream("127.0.0.1", port))
         try:
             async with trio.open_nursery() as nursery:
-                muxer = await upgrade(stream, noise_transport(key), lambda *_: None, initiator=True, timeout_s=5)
+                muxer = await upgrade(
+                    stream, noise_transport(key), lambda *_: None, initiator=True, timeout_s=5
+                )
                 nursery.start_soon(muxer.start)
                 await muxer.event_started.wait()
                 opened = await muxer.open_stream()

@@ -128,7 +128,9 @@ def test_a_crowd_of_silent_connections_keeps_nobody_out(target: Target) -> None:
 # With a hello --------------------------------------------------------------------------------------------------------------
 
 
-def test_hellos_of_another_run_another_protocol_or_with_a_wrong_secret_are_refused_in_words(target: Target) -> None:
+def test_hellos_of_another_run_another_protocol_or_with_a_wrong_secret_are_refused_in_words(
+    target: Target,
+) -> None:
     before = target.of("hello_refused")
     run, key = target.token.run, IdentityKey.generate()
     wrong = make_hello(run, join_proof(secrets.token_bytes(16), run, key.peer_id))
@@ -155,8 +157,10 @@ def test_frames_that_are_oversized_or_of_no_kind_end_the_link_and_are_counted(ta
     trio.run(unframed, target.port, target.token, HEADER.pack(MESSAGE, (1 << 32) - 1))
     trio.run(unframed, target.port, target.token, frame(77, b"what?"))
     target.until(
-        lambda r: r["by_kind"].get("oversized", 0) >= before["oversized"] + 2
-        and r["by_kind"].get("unknown_kind", 0) >= before["unknown_kind"] + 1
+        lambda r: (
+            r["by_kind"].get("oversized", 0) >= before["oversized"] + 2
+            and r["by_kind"].get("unknown_kind", 0) >= before["unknown_kind"] + 1
+        )
     )
     target.goes_on()
 
@@ -175,15 +179,15 @@ class RecordsAndGenesis(msgspec.Struct, frozen=True):
         return [a for body in bodies if isinstance(body, Members) for a in body.admitted]
 
 
-def _counted(target: Target, kind: str, act: Callable[[Stranger, RecordsAndGenesis], None], times: int = 1) -> None:
+def _counted(
+    target: Target, kind: str, act: Callable[[Stranger, RecordsAndGenesis], None], times: int = 1
+) -> None:
     """`act` is done by a stranger with a link; the node counts `times` of `kind`, under the stranger's own id."""
 
     async def run() -> str:
         async with stranger(target.token, target.address) as peer:
             await peer.introduce()
-            genesis = await peer.ask(
-                GenesisRequest(Admission(peer.peer_id, "", peer.proof)), GenesisReply
-            )
+            genesis = await peer.ask(GenesisRequest(Admission(peer.peer_id, "", peer.proof)), GenesisReply)
             records = await peer.ask(RecordsRequest(1), Records)
             assert isinstance(genesis, GenesisReply)
             assert isinstance(records, Records)

@@ -50,7 +50,9 @@ def cut_three_two(folder: Path, cut_s: float, *, coordinator_with_two: bool) -> 
         began = time.time()
         config = run_file(folder / "run.toml", members=3, committee=5, pause_s=0.25)
         found_and_join(nodes, net.hosts, folder, "Small", config)
-        documents = until_all(nodes, "five voters", lambda d: len(voters(d)) == 5 and d["quorum"]["held"], GROW_S)
+        documents = until_all(
+            nodes, "five voters", lambda d: len(voters(d)) == 5 and d["quorum"]["held"], GROW_S
+        )
         seen.grown_s = time.time() - began
         _until_all_contribute(nodes, 30.0)
         coordinator = nodes[0].status()["coordinator"]  # type: ignore[index]
@@ -78,7 +80,9 @@ def cut_three_two(folder: Path, cut_s: float, *, coordinator_with_two: bool) -> 
     return seen
 
 
-def _watch_cut(seen: Cut, large: list[RunningNode], small: list[RunningNode], cut_at: float, cut_s: float) -> None:
+def _watch_cut(
+    seen: Cut, large: list[RunningNode], small: list[RunningNode], cut_at: float, cut_s: float
+) -> None:
     while time.time() < cut_at + cut_s:
         if not seen.told_s:
             documents = [node.status() for node in small]
@@ -111,7 +115,10 @@ def _until_all_contribute(nodes: list[RunningNode], timeout_s: float, since: flo
         if None not in firsts:
             return max(moment for moment in firsts if moment is not None)
         time.sleep(0.2)
-    told = "\n".join(f"{n.name}: {[(e['version'], len(e['contributors'])) for e in n.commits(since)]} {n.status()}" for n in nodes)
+    told = "\n".join(
+        f"{n.name}: {[(e['version'], len(e['contributors'])) for e in n.commits(since)]} {n.status()}"
+        for n in nodes
+    )
     raise AssertionError(f"not all {len(nodes)} contribute after {timeout_s:g} s\n{told}")
 
 

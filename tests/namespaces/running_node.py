@@ -62,7 +62,12 @@ class RunningNode:
         ]  # fmt: skip
         with self._file("out").open("ab") as out, self._file("err").open("ab") as err:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=environment(),
+                start_new_session=True,
             )
         return self
 
@@ -103,7 +108,9 @@ class RunningNode:
     def printed(self) -> str:
         """What it printed, standard output first."""
         return "".join(
-            self._file(kind).read_text(errors="replace") for kind in ("out", "err") if self._file(kind).exists()
+            self._file(kind).read_text(errors="replace")
+            for kind in ("out", "err")
+            if self._file(kind).exists()
         )
 
     # What it says

@@ -38,16 +38,17 @@ def asks(asker: Host, asked: Host, timeout_s: float = 1.0) -> str:
 def test_hosts_hear_each_other_until_they_are_split_and_again_when_they_are_healed() -> None:
     with network(3) as made:
         first, second, third = made.hosts
-        with subprocess.Popen(
-            [*first.prefix, sys.executable, "-c", ECHO], stdout=subprocess.PIPE
-        ) as server:
+        with subprocess.Popen([*first.prefix, sys.executable, "-c", ECHO], stdout=subprocess.PIPE) as server:
             try:
                 assert server.stdout is not None
                 server.stdout.readline()
                 assert asks(second, first) == asks(third, first) == ""
                 made.split([first, second], [third])
                 assert asks(second, first) == ""
-                assert asks(third, first) in ("TimeoutError: timed out", "OSError: [Errno 113] No route to host")
+                assert asks(third, first) in (
+                    "TimeoutError: timed out",
+                    "OSError: [Errno 113] No route to host",
+                )
                 made.heal()
                 assert asks(third, first, 5.0) == ""
                 made.isolate(first)
@@ -66,9 +67,7 @@ def test_a_host_that_refuses_inbound_connections_still_makes_its_own() -> None:
     with network(2) as made:
         first, second = made.hosts
         second.refuse_inbound(4001)
-        with subprocess.Popen(
-            [*first.prefix, sys.executable, "-c", ECHO], stdout=subprocess.PIPE
-        ) as server:
+        with subprocess.Popen([*first.prefix, sys.executable, "-c", ECHO], stdout=subprocess.PIPE) as server:
             try:
                 assert server.stdout is not None
                 server.stdout.readline()

@@ -14,7 +14,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missi
 TOLD = f"others cannot reach this machine on TCP {PORT}: open the port"
 
 
-def test_a_member_that_nobody_can_dial_is_told_so_and_contributes_as_a_leaf_without_a_vote(tmp_path: Path) -> None:
+def test_a_member_that_nobody_can_dial_is_told_so_and_contributes_as_a_leaf_without_a_vote(
+    tmp_path: Path,
+) -> None:
     with network(4) as net, running() as nodes:
         net.hosts[1].refuse_inbound(PORT)  # the first to join: it would be the first to become a voter
         config = run_file(tmp_path / "run.toml", members=2, committee=3, pause_s=0.1)
@@ -29,7 +31,9 @@ def test_a_member_that_nobody_can_dial_is_told_so_and_contributes_as_a_leaf_with
                 continue
             node.start(*flags, *line)
             if number == 1:
-                node.until("a member", lambda d: any(m["peer_id"] == d["peer_id"] for m in d["members"]), START_S)
+                node.until(
+                    "a member", lambda d: any(m["peer_id"] == d["peer_id"] for m in d["members"]), START_S
+                )
         leaf = nodes[1]
         documents = until_all(nodes, "three voters", lambda d: len(voters(d)) == 3, 60.0)
         me = documents[1]["peer_id"]

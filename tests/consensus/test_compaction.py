@@ -1,0 +1,104 @@
+import msgspec
+import pytest
+
+from p2pcoord.consensus.ledger import CERTIFICATE_SPACING, Certificate, Ledger, Record, Round, make_record
+from p2pcoord.consensus.replication import BATCH_RECORDS
+from p2pcoord.consensus.voter import AnyFrame, Appended, Certified, Frame, Owner, Standing, Voter
+from p2pcoord.outbox import Outbox
+from p2pcoord.wire import decode, encode
+from tests.script_runner import RUN, authority_of, certificate_by, history, peer_id, scripted_round
+
+ROUNDS = 200
+
+
+@pytest.fixture(scope="module")
+def lived() -> tuple[Record, list[Frame]]:
+    """What A, B and C have certified together: a committee of three and 200 rounds, each with its certificate."""
+    genesis, records, certificates = history("ABC", "ABC", b"secret")
+    ledger = Ledger(authority_of("A"), genesis)
+    frames: list[Frame] = [Owner(peer_id("A"), RUN), Appended(genesis)]
+
+    def add(record: Record, certificate: Certificate) -> None:
+        ledger.append(record)
+        ledger.certify(certificate)
+        frames.extend((Appended(record), Certified(certificate)))
+
+    for record in records:
+        add(record, certificates[record.header.height])
+    for version in range(1, ROUNDS + 1):
+        record = make_record(
+            authority_of("A"),
+            height=ledger.height + 1,
+            term=1,
+            previous=ledger.hashes[-1],
+            committee=ledger.committee_height,
+            body=scripted_round(version),
+        )
+        add(record, certificate_by("AB", record))
+    return genesis, frames
+
+
+def voter_of(genesis: Record, frames: list[Frame]) -> Voter:
+    voter = Voter(authority_of("A"), Outbox(), genesis)
+    voter.restore([decode(encode(frame), AnyFrame) for frame in frames])  # type: ignore[arg-type]
+    return voter
+
+
+def test_a_compacted_log_has_the_same_chain_and_fewer_bytes(lived: tuple[Record, list[Frame]]) -> None:
+    genesis, frames = lived
+    voter = voter_of(genesis, frames)
+    before = list(voter.ledger.hashes)
+    compacted = voter.compacted_frames(voter.ledger.certified - 20)
+    again = voter_of(genesis, compacted)
+    assert again.ledger.hashes == before
+    assert again.ledger.certified == voter.ledger.certified
+    assert again.ledger.committee == voter.ledger.committee
+    assert sum(len(encode(f)) for f in compacted) < 0.7 * sum(len(encode(f)) for f in frames)
+
+
+def test_only_bodies_of_old_rounds_go(lived: tuple[Record, list[Frame]]) -> None:
+    voter = voter_of(*lived)
+    height = voter.ledger.certified - 20
+    voter.compacted_frames(height)
+    for at, record in enumerate(voter.ledger.records):
+        is_old_round = record.header.kind == "round" and at <= height
+        assert (record.body is None) == is_old_round
+    kept = [r.body.version for r in voter.ledger.records if isinstance(r.body, Round)]
+    assert kept == list(range(ROUNDS - 19, ROUNDS + 1))
+
+
+def test_every_batch_still_ends_with_a_certificate(lived: tuple[Record, list[Frame]]) -> None:
+    voter = voter_of(*lived)
+    voter.compacted_frames(voter.ledger.certified - 20)
+    heights = sorted(voter.ledger.certificates)
+    gaps = [after - before for before, after in zip([0, *heights], heights, strict=False)]
+    assert max(gaps) <= CERTIFICATE_SPACING < BATCH_RECORDS
+    assert heights[-1] == voter.ledger.certified
+
+
+def test_the_vote_and_the_proof_of_the_term_stay(lived: tuple[Record, list[Frame]]) -> None:
+    genesis, frames = lived
+    proof = next(f.certificate for f in reversed(frames) if isinstance(f, Certified))
+    voter = voter_of(genesis, [*frames, Standing(1, peer_id("B"), b"l" * 32, proof)])
+    again = voter_of(genesis, voter.compacted_frames(voter.ledger.certified))
+    assert (again.term, again.voted_for, again.voted_last, again.proof) == (1, peer_id("B"), b"l" * 32, proof)
+
+
+def test_what_is_not_certified_is_never_dropped(lived: tuple[Record, list[Frame]]) -> None:
+    genesis, frames = lived
+    voter = voter_of(genesis, frames[:-1])  # the last record without its certificate
+    voter.compacted_frames(voter.ledger.height + 5)
+    assert voter.ledger.records[-1].body is not None
+
+
+def test_a_chain_whose_old_bodies_are_gone_is_still_checked(lived: tuple[Record, list[Frame]]) -> None:
+    genesis, frames = lived
+    voter = voter_of(genesis, frames)
+    voter.compacted_frames(voter.ledger.certified - 20)
+    at = voter.ledger.certified - 50
+    forged = msgspec.structs.replace(voter.ledger.records[at].header, body=bytes(32))
+    records = [*voter.ledger.records[1:at], Record(forged, None), *voter.ledger.records[at + 1 :]]
+    joiner = Ledger(authority_of("B"), genesis)
+    with pytest.raises(Exception, match="bad_signature|does not extend"):
+        joiner.adopt(records, voter.ledger.certificates[voter.ledger.certified])
+    assert joiner.height == 0
