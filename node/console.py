@@ -26,12 +26,7 @@ import structlog
 
 from node.event_words import NameOf, in_words, printable, short_name
 from node.events import plain
-
-REPEAT_S: Final = 60.0
-"""A peer that sends garbage is told of once a minute, however much it sends."""
-
-MAX_REPEATED: Final = 256
-"""(kind, peer) pairs whose repetitions are counted; strangers choose them, so the rest are counted as one."""
+from node.repetitions import Repetitions
 
 MAX_OUTPUT_CHARACTERS: Final = 2000
 """Of one line that the workload prints."""
@@ -87,9 +82,7 @@ class Console:
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         self._tell = tell
         self._name_of = name_of
-        self._clock = clock
-        self._repeated: dict[tuple[str, str], tuple[float, int]] = {}
-        """When it was last told, and how many were not told since."""
+        self._repetitions = Repetitions(clock)
         self._log = structlog.wrap_logger(
             _Lines(tell),
             processors=[_stamp, _for_people if self.terminal else _as_json],
@@ -103,7 +96,7 @@ class Console:
         words = in_words(event, fields, self._name_of)
         if words is None:
             return
-        repeated = self._repetitions(event, fields) if event in OCCASIONAL else 0
+        repeated = self._repetitions.quiet_before(event, fields) if event in OCCASIONAL else 0
         if repeated is None:
             return
         told = dict(fields) | ({"repeated": repeated} if repeated else {})
@@ -118,20 +111,6 @@ class Console:
         """A line that the workload's code printed."""
         text = line.rstrip()[:MAX_OUTPUT_CHARACTERS]
         self._log.info("trainer", words=f"trainer: {text}", fields={"text": text})
-
-    def _repetitions(self, event: str, fields: Mapping[str, Any]) -> int | None:
-        """How many of its kind were kept quiet since the last one shown; None to keep this one quiet too."""
-        who = next((str(fields[key]) for key in ("peer", "by", "source") if fields.get(key)), "")
-        key = (f"{event} {fields.get('kind', '')}", who)
-        if key not in self._repeated and len(self._repeated) >= MAX_REPEATED:
-            key = (event, "")
-        now = self._clock()
-        last, quiet = self._repeated.get(key, (None, 0))
-        if last is not None and now - last < REPEAT_S:
-            self._repeated[key] = (last, quiet + 1)
-            return None
-        self._repeated[key] = (now, 0)
-        return quiet
 
 
 class _Lines:

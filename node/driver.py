@@ -24,6 +24,7 @@ import trio
 
 from node import bulk, workers
 from node.directory import StorageError
+from node.export import model_version
 from node.libp2p_transport import Libp2pTransport
 from node.store import Store
 from node.trainer_process import Trainer, TrainerDied
@@ -120,7 +121,7 @@ class Driver:
         self._adopted: fx.Adopt | None = None
         self._adopt_due = trio.Event()
         self._scratch = 0
-        self.exported_version = -1
+        self.exported_version = self._model_on_disk()
 
     @staticmethod
     def now() -> int:
@@ -443,7 +444,8 @@ class Driver:
             await self._adopt_due.wait()
             self._adopt_due = trio.Event()
             adopt = self._adopted
-            if adopt is None or adopt.version == self.exported_version:
+            # A certificate that an earlier life was killed with, before it was durable, is learned again: the file stays.
+            if adopt is None or adopt.version <= self.exported_version:
                 continue
             try:
                 await self._export(adopt)
@@ -451,6 +453,15 @@ class Driver:
                 self._event("export-failed", {"version": adopt.version, "reason": str(error)})
             else:
                 self.exported_version = adopt.version
+
+    def _model_on_disk(self) -> int:
+        """The version that an earlier life showed; -1 when there is none."""
+        try:
+            with (self.store.path / MODEL_FILE).open("rb") as file:
+                version = model_version(file)
+        except OSError:
+            return -1
+        return int(version) if version.isdecimal() else -1
 
     async def _export(self, adopt: fx.Adopt) -> None:
         temporary = self._scratch_path("model")

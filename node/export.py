@@ -42,7 +42,7 @@ def export_latest(directory: Path, target: Path) -> str:
         raise UserError(f"cannot read {directory / MODEL_FILE}: {error.strerror or error}") from error
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with source:
-        version = _version(source)
+        version = model_version(source)
         try:
             with temporary.open("xb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
@@ -56,7 +56,7 @@ def export_latest(directory: Path, target: Path) -> str:
     return version
 
 
-def _version(file: Any) -> str:
+def model_version(file: Any) -> str:
     """`p2pcoord_version` of the file's metadata; the file stands at its beginning before and after."""
     size = int.from_bytes(file.read(8), "little")
     try:

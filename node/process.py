@@ -29,6 +29,7 @@ from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
 from node.libp2p_transport import Libp2pTransport, open_transport
 from node.link import SESSION_BYTES
+from node.repetitions import Repetitions
 from node.run import (
     Local,
     Run,
@@ -124,6 +125,7 @@ class _Node:
         self.tell = tell
         self.name = options.name or socket.gethostname().partition(".")[0] or "node"
         self.events = EventLog(store.path)
+        self.repetitions = Repetitions()
         self.console: Console
         self.peer: Peer | None = None
         self.run_id = token.run if token is not None else b""
@@ -378,7 +380,10 @@ class _Node:
         return record.name if record is not None else peer_id[-8:]
 
     def _event(self, event: str, fields: dict[str, Any]) -> None:
-        self.events.write(event, fields)
+        # A stranger's garbage must not push the story of the run out of the file.
+        repeated = self.repetitions.quiet_before(event, fields) if event == "rejected" else 0
+        if repeated is not None:
+            self.events.write(event, {**fields, "repeated": repeated} if repeated else fields)
         self.console.event(event, fields)
         if event == "unreachable" and not self.told_unreachable:
             self.told_unreachable = True

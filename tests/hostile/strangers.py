@@ -1,18 +1,19 @@
-"""What strangers send to a node's port: raw bytes, half of a handshake, frames that break the link's rules, messages that break the
-protocol's. A `Stranger` knows the run's secret, so its hello is welcome; what it says after that is not.
+"""What strangers send to a node's port: raw bytes, half of a handshake, frames that break the link's rules, messages that break
+the protocol's. A `Stranger` knows the run's secret, so its hello is welcome; what it says after that is not.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Final
 
 import trio
 from libp2p.io.exceptions import IOException
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.net_stream import NetStream
 
 from node.hello import JoinToken, check_hello, make_hello
 from node.identity_key import IdentityKey
@@ -57,25 +58,20 @@ async def unframed(port: int, token: JoinToken, data: bytes) -> None:
     """A peer with a right hello that then writes `data` on the messages stream itself, past every check of our own."""
     key = IdentityKey.generate()
     with trio.move_on_after(ANSWER_S):
-        stream = BoundedStream(await trio.open_tcp_stream("127.0.0.1", port))
+        tcp = BoundedStream(await trio.open_tcp_stream("127.0.0.1", port))
         try:
             async with trio.open_nursery() as nursery:
-                muxer = await upgrade(
-                    stream, noise_transport(key), lambda *_: None, initiator=True, timeout_s=5
-                )
+                muxer = await upgrade(tcp, noise_transport(key), lambda *_: None, initiator=True, timeout_s=5)
                 nursery.start_soon(muxer.start)
                 await muxer.event_started.wait()
-                opened = await muxer.open_stream()
-                await _speak(opened, key, token, data)
+                stream = NetStream(await muxer.open_stream(), None, None)
+                await _speak(stream, key, token, data)
                 nursery.cancel_scope.cancel()
         finally:
-            stream.abort()
+            tcp.abort()
 
 
-async def _speak(opened: object, key: IdentityKey, token: JoinToken, data: bytes) -> None:
-    from libp2p.network.stream.net_stream import NetStream
-
-    stream = NetStream(opened, None)  # type: ignore[arg-type]
+async def _speak(stream: NetStream, key: IdentityKey, token: JoinToken, data: bytes) -> None:
     await request_protocol(stream, MESSAGES, 5)
     hello = make_hello(token.run, join_proof(token.secret, token.run, key.peer_id))
     with suppress(IOException, SwarmException):
@@ -158,7 +154,3 @@ async def refusal(token: JoinToken, address: str, hello: bytes) -> tuple[str, st
             return "welcome", ""
     except DialError as error:
         return error.kind, error.detail
-
-
-def kinds(rejected: dict[str, dict[str, int]]) -> Sequence[str]:
-    return sorted(rejected["by_kind"])

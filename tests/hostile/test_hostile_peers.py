@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -193,7 +192,7 @@ def _counted(
             assert isinstance(records, Records)
             act(peer, RecordsAndGenesis(genesis, records))
             with trio.move_on_after(10):
-                while await trio.to_thread.run_sync(target.by, peer.peer_id) < times:
+                while await trio.to_thread.run_sync(target.by, peer.peer_id) < times:  # noqa: ASYNC110  # another process
                     await trio.sleep(0.1)
             return peer.peer_id
 
@@ -207,10 +206,10 @@ def _counted(
 def test_garbage_in_messages_is_counted(target: Target) -> None:
     def act(peer: Stranger, seen: RecordsAndGenesis) -> None:
         for _ in range(20):
-            peer.send(os.urandom(300))
+            peer.send(b"\xff" + os.urandom(300))  # no CBOR begins so
         peer.send(b"")
 
-    _counted(target, "malformed", act, 20)
+    _counted(target, "malformed", act, 21)
 
 
 def test_truncated_messages_are_counted(target: Target) -> None:
@@ -262,9 +261,7 @@ def test_records_that_were_changed_on_the_way_are_counted(target: Target) -> Non
         far = msgspec.structs.replace(seen.records.certificate, height=1 << 40)
         peer.say(Records((forged, *rest), far, 1 << 40))
 
-    before = target.node.status()
-    assert before is not None
-    _counted(target, "gap", act)
+    _counted(target, "unknown_record", act)
 
 
 def test_a_goodbye_that_somebody_else_signed_is_counted_and_nobody_leaves(target: Target) -> None:
@@ -310,7 +307,7 @@ def test_a_flood_of_garbage_delays_nobody_and_fills_no_file(target: Target) -> N
                 if not sent % 200:
                     await trio.sleep(0.02)
             with trio.move_on_after(15):
-                while peer.linked and await trio.to_thread.run_sync(target.by, peer.peer_id) < sent:
+                while peer.linked and await trio.to_thread.run_sync(target.by, peer.peer_id) < sent:  # noqa: ASYNC110  # another process
                     await trio.sleep(0.2)
             return peer.peer_id, sent
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.namespaces.hosts import Network, network
+from tests.namespaces.hosts import network
 from tests.namespaces.running_node import Document, RunningNode, at, human_status, running, verified
 from tests.namespaces.runs import found_and_join, run_file, until_all, voters
 

@@ -320,6 +320,39 @@ def test_a_config_by_another_founder_is_named(run: SignedRun) -> None:
     assert "the config was founded by" in problem.what
 
 
+def compacted(run: SignedRun, upto: int) -> list[PeerFrame]:
+    """The log after a compaction in term 2, with the frames in the order in which a node writes them."""
+    run.open_term((0, 2))
+    run.certify(run.round(2), (0, 1))
+    standing = next(f for f in reversed(run.frames) if isinstance(f, Standing))
+    run.ledger.compact(upto)
+    frames: list[PeerFrame] = [*run.frames[:2], standing]
+    for height, record in enumerate(run.ledger.records[1:], 1):
+        frames.append(Appended(record))
+        if height in run.ledger.certificates:
+            frames.append(Certified(run.ledger.certificates[height]))
+    return [*frames, Life(4), run.slot()]
+
+
+def test_a_compacted_log_passes(run: SignedRun, tmp_path: Path) -> None:
+    frames = compacted(run, 5)
+    assert any(isinstance(f, Appended) and f.record.body is None for f in frames)
+    report = checked(run.write(tmp_path / "a", frames=frames, states=(2,)))
+    assert report.ok, report.lines()
+    assert (report.version, report.term, report.certified) == (2, 2, 7)
+
+
+def test_a_compacted_logs_term_is_still_proven_by_its_own_voters(run: SignedRun) -> None:
+    frames = compacted(run, 5)
+    standing = frames[2]
+    assert isinstance(standing, Standing)
+    liar = Votes(run.votes(run.peers[0], standing.voted_last, (2,)))
+    problem = problem_of(replaced(frames, 2, msgspec.structs.replace(standing, proof=liar)))
+    assert problem is not None
+    assert problem.frame == 2
+    assert "no quorum" in problem.what
+
+
 def test_admissions_twice_are_named(run: SignedRun) -> None:
     run.certify(Members(admitted=(Admission(run.peers[1], "again", b""),)), (0, 1))
     problem = problem_of(run.frames)

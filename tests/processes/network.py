@@ -117,7 +117,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.peer_id = ""
         self.output = directory.parent / f"{name}.out"
-        self.lives = 0
+        self.started: list[float] = []
         self._events: list[Event] = []
         self._read = (0, 0)  # inode and offset of events.jsonl
 
@@ -129,7 +129,7 @@ class Node:
         command: Sequence[str] = COMMAND,
     ) -> None:
         assert not self.runs, f"{self.name} runs already"
-        self.lives += 1
+        self.started.append(time.time())
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [
@@ -383,12 +383,18 @@ class Network:
 
     def commits(self) -> dict[int, Event]:
         """The certified versions as the nodes tell them: of each version the first that was told. Fails when two nodes were
-        told different things, or when versions went back on a node."""
+        told different things, or when versions went back on a node. (One that was killed before a certificate was on its disk
+        is told of it again in its next life.)"""
         found: dict[int, Event] = {}
         for node in self.nodes:
-            newest = 0
+            newest, life = 0, 0
             for event in node.events("commit"):
-                assert event["version"] > newest, f"{node.name} was told {event['version']} after {newest}"
+                before = life
+                life = sum(started <= at(event) for started in node.started)
+                if life == before:
+                    assert event["version"] > newest, (
+                        f"{node.name} was told {event['version']} after {newest}"
+                    )
                 newest = event["version"]
                 told = found.setdefault(newest, event)
                 same = ("term", "coordinator", "loss", "contributors")
@@ -439,7 +445,7 @@ class Network:
             twice = {slot: times for slot, times in node.slots().items() if times > 1}
             assert not twice, f"{node.name} trained {twice} more than once"
             trained = Counter((event["version"], event["assignment"]) for event in node.events("trained"))
-            if node.lives == 1:  # who was killed before its slot was written may have to do it again
+            if len(node.started) == 1:  # who was killed before its slot was written may have to do it again
                 assert max(trained.values(), default=0) <= 1, f"{node.name} trained twice: {trained}"
             before = 0
             for body in node.rounds():
