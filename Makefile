@@ -17,6 +17,7 @@ PYTHON ?=
 # its index, e.g. make TORCH="torch==2.13.0 --index-url ..." test
 TORCH ?= torch==2.13.0
 NODES ?= 4
+RUN_DIR ?= p2pcoord-cluster/$(shell date +%Y%m%d-%H%M%S)
 # Seeds of each simulation sweep in test-long.
 SEEDS ?= 1..250
 
@@ -30,7 +31,9 @@ WHEELS := --only-binary=:all: --no-binary=python-baseconv,varint --no-build-isol
 .PHONY: run test test-long lint format format-check types imports tests install clean
 
 run: $(INSTALLED)
-	$(BIN)/p2pcoord cluster --nodes $(NODES) --workload text
+	$(BIN)/p2pcoord cluster --nodes $(NODES) --workload text --data-dir $(RUN_DIR)
+	@echo "For comparison, without a network: a trigram table, and one node that trains alone on its share for as many steps."
+	$(BIN)/python benchmarks/text_alone.py --controls
 
 test: lint format-check types imports tests
 

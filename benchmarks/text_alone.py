@@ -1,6 +1,6 @@
 """What the built-in workload `text` can reach, without any network: four replicas, one alone on its share, and a trigram table.
 
-    python benchmarks/text_alone.py [--rounds N] [--replicas N] [--local-steps N] [--learning-rate X]
+    python benchmarks/text_alone.py [--controls] [--rounds N] [--replicas N] [--local-steps N] [--learning-rate X]
 
 All three are measured on the same validation text. The replicas run one after the other in this process, with the trainer's
 own training, the layout's files and the run's outer step, so this is what a run without faults computes. The control is one
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--local-steps", type=int, default=recommended.strategy.local_steps)
     parser.add_argument("--learning-rate", type=float, default=recommended.local.optimizer.learning_rate)
     parser.add_argument("--replicas", type=int, default=4)
+    parser.add_argument("--controls", action="store_true", help="only the trigram table and the one that trains alone")
     said = parser.parse_args()
     torch.set_num_threads(1)
     settings = parse_run_file(
@@ -186,6 +187,8 @@ def main() -> None:
             one,
             reach(Text, "bits_per_byte", one, 1, all_of_them, Path(folder, "alone")),
         )
+        if said.controls:
+            return
         together = told(
             f"{said.replicas} replicas",
             settings,

@@ -170,6 +170,12 @@ _node_flags = _flags(
         "--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds of a new run (aggregation_rounds)."
     ),
     click.option(
+        "--minimum-members",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="A new run begins a round only with so many members.",
+    ),
+    click.option(
         "--init",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
@@ -368,6 +374,7 @@ def cluster(
     local: dict[str, str],
     device: str,
     rounds: int | None,
+    minimum_members: int | None,
     init: Path | None,
     open_: bool,
     name: str,
@@ -380,7 +387,15 @@ def cluster(
 
     from node.cluster import ClusterOptions, run_cluster
 
-    founders = {"--config": config, "--rounds": rounds, "--init": init, "--open": open_ or None}
+    if minimum_members is None and config is None and not bootstrap:
+        minimum_members = nodes  # they start one after the other, and are meant to train together
+    founders = {
+        "--config": config,
+        "--rounds": rounds,
+        "--minimum-members": minimum_members,
+        "--init": init,
+        "--open": open_ or None,
+    }
     founding = [part for flag, value in founders.items() if value is not None for part in (flag, str(value))]
     if open_:
         founding.remove("True")

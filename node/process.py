@@ -82,6 +82,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     device: str = "auto"
     rounds: int | None = None
+    minimum_members: int | None = None
     init: Path | None = None
     open: bool = False
 
@@ -145,11 +146,12 @@ class _Node:
             if self.token is not None and self.token.secret
             else b""
         )
+        run: Run | None = None
         if known is not None:
             local = read_local(self.store)
-            config, _ = check_genesis(known[0])
+            config, pins = check_genesis(known[0])
             secret = None if config.open else local.secret if local is not None else None
-            run = Run(known[0], config, check_genesis(known[0])[1], secret, known[1])
+            run = Run(known[0], config, pins, secret, known[1])
             self.run_id = run.id
             proof = self._proof(secret, run.id) if secret else b""
         async with AsyncExitStack() as stack:
@@ -163,12 +165,13 @@ class _Node:
                     announce=self.options.announce,
                 )
             )
+            # Outside the nursery: its task is cancelled before the receiver closes.
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
             nursery = await stack.enter_async_context(trio.open_nursery())
             try:
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    nursery.start_soon(self._watch_signals, signals)
-                    trainer = await self._begin(nursery, (known is not None and run) or None)
-                    await self._live(trainer)
+                nursery.start_soon(self._watch_signals, signals)
+                trainer = await self._begin(nursery, run)
+                await self._live(trainer)
             finally:
                 nursery.cancel_scope.cancel()
         if self.driver.halted:
@@ -238,6 +241,7 @@ class _Node:
             for flag, given in (
                 ("--init", options.init),
                 ("--rounds", options.rounds),
+                ("--minimum-members", options.minimum_members),
                 ("--config", options.config),
             ):
                 if given is not None:
@@ -272,6 +276,7 @@ class _Node:
                 workload=workload,
                 run_file=options.config,
                 rounds=options.rounds,
+                minimum_members=options.minimum_members,
                 init=options.init,
                 open_run=options.open,
             )

@@ -159,6 +159,7 @@ async def found(
     workload: str,
     run_file: Path | None,
     rounds: int | None,
+    minimum_members: int | None,
     init: Path | None,
     open_run: bool,
 ) -> Run:
@@ -166,7 +167,7 @@ async def found(
     loaded = await trainer.ready()
     text = _read_run_file(run_file)
     settings = parse_run_file(text, str(run_file or "run.toml"), loaded.run_defaults)
-    settings = _with_rounds(settings, rounds)
+    settings = _with_flags(settings, rounds, minimum_members)
     config = found_run(
         settings,
         founder=key.peer_id,
@@ -204,11 +205,16 @@ def _read_run_file(path: Path | None) -> str:
         raise UserError(f"cannot read the run file {path}: {reason}", exit_code=2) from error
 
 
-def _with_rounds(settings: RunSettings, rounds: int | None) -> RunSettings:
-    if rounds is None:
-        return settings
-    strategy = msgspec.structs.replace(settings.strategy, aggregation_rounds=rounds)
-    return msgspec.structs.replace(settings, strategy=strategy)
+def _with_flags(settings: RunSettings, rounds: int | None, minimum_members: int | None) -> RunSettings:
+    """The run file's settings, with those that the founder also has flags for."""
+    replace = msgspec.structs.replace
+    if rounds is not None:
+        strategy = replace(settings.strategy, aggregation_rounds=rounds)
+        settings = replace(settings, strategy=strategy)
+    if minimum_members is not None:
+        participation = replace(settings.participation, minimum_members=minimum_members)
+        settings = replace(settings, participation=participation)
+    return settings
 
 
 # Joining -------------------------------------------------------------------------------------------------------------

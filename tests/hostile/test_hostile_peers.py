@@ -30,7 +30,7 @@ from p2pcoord.messages import (
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import encode
 from tests.hostile.strangers import Stranger, garbage, half_a_handshake, raw, refusal, stranger, unframed
-from tests.namespaces.running_node import START_S, RunningNode, join_flags, running
+from tests.namespaces.running_node import START_S, RunningNode, human_status, join_flags, running, verified
 from tests.namespaces.runs import WORKLOADS, run_file
 
 Rejected = dict[str, Any]
@@ -325,10 +325,9 @@ def _all(sent: bool) -> None:
 
 
 def test_in_the_end_all_of_it_is_visible_and_the_log_is_well(target: Target) -> None:
-    from tests.namespaces.running_node import human_status, verified
-
-    rejected = target.rejected
-    assert rejected["total"] == sum(rejected["by_kind"].values()) == sum(rejected["by_peer"].values()) > 40
+    garbage(target.port)
+    rejected = target.until(lambda r: r["total"])
+    assert rejected["total"] == sum(rejected["by_kind"].values()) == sum(rejected["by_peer"].values())
     assert f"rejected: {rejected['total']} messages" in human_status(target.node.directory)
     assert verified(target.node.directory)[0] == 0
     print(rejected["total"], rejected["by_kind"])

@@ -1,0 +1,331 @@
+"""A user's mistakes at `p2pcoord node`, on real processes: what is said, the exit code, and no traceback of ours."""
+
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from node.hello import parse_token
+from node.identity_key import IdentityKey
+from tests.namespaces.running_node import (
+    COMMAND,
+    START_S,
+    RunningNode,
+    environment,
+    join_flags,
+    running,
+)
+from tests.namespaces.runs import WORKLOADS, run_file
+
+SMALL = f"{WORKLOADS}:Small"
+ANYWHERE = ("--listen", "/ip4/127.0.0.1/tcp/0", "--device", "cpu")
+ENDS_S = 60.0
+
+
+def fails(folder: Path, *flags: str, code: int = 1, listen: tuple[str, ...] = ANYWHERE) -> str:
+    """What a node that cannot start says on standard error, without the "error: " before it."""
+    done = subprocess.run(
+        [*COMMAND, "node", "--data-dir", str(folder), *listen, *flags],
+        capture_output=True, text=True, check=False, timeout=ENDS_S, env=environment(), stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "node/process.py" not in done.stderr
+    assert "ExceptionGroup" not in done.stderr
+    assert "trio" not in done.stderr
+    return done.stderr.strip().removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def founder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node whose run waits for a second member."""
+    folder = tmp_path_factory.mktemp("founder")
+    with running() as nodes:
+        config = run_file(folder / "run.toml", members=2, committee=3, pause_s=0.05)
+        node = RunningNode(folder / "lab0", *ANYWHERE, "--workload", SMALL, "--config", str(config))
+        nodes.append(node.start())
+        node.until("founded", lambda d: d.get("join_line"), START_S)
+        yield node
+
+
+def line_of(founder: RunningNode) -> tuple[str, str]:
+    document = founder.status()
+    assert document is not None
+    _, address, _, secret = join_flags(document)
+    return address, secret
+
+
+# Joining ------------------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return int(server.getsockname()[1])
+
+
+def test_an_address_at_which_nobody_answers(tmp_path: Path, founder: RunningNode) -> None:
+    port, (_, secret) = free_port(), line_of(founder)
+    told = fails(tmp_path / "a", "--bootstrap", f"127.0.0.1:{port}", "--secret", secret)
+    assert told == (
+        f"no node answers at 127.0.0.1:{port} (/ip4/127.0.0.1/tcp/{port}: nobody listens there): check the address, that the "
+        "node there runs, and that its port is open"
+    )
+
+
+def test_an_address_at_which_something_else_answers(tmp_path: Path, founder: RunningNode) -> None:
+    _, secret = line_of(founder)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        told = fails(tmp_path / "a", "--bootstrap", f"127.0.0.1:{port}", "--secret", secret)
+    assert told.startswith(
+        f"no node answers at 127.0.0.1:{port} (/ip4/127.0.0.1/tcp/{port} is no p2pcoord node"
+    )
+
+
+@pytest.mark.parametrize("address", ["somewhere", "/ip4/127.0.0.1/udp/4001", "127.0.0.1:99999"])
+def test_an_address_that_is_none(tmp_path: Path, founder: RunningNode, address: str) -> None:
+    _, secret = line_of(founder)
+    told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, code=2)
+    assert told.startswith(f"--bootstrap {address}: ")
+    assert "Use HOST:PORT or a multiaddr such as /ip4/192.0.2.7/tcp/4001/p2p/12D3..." in told
+
+
+def test_an_address_of_another_peer_than_lives_there(tmp_path: Path, founder: RunningNode) -> None:
+    address, secret = line_of(founder)
+    named = IdentityKey.generate().peer_id
+    wrong = address.rpartition("/")[0] + f"/{named}"
+    told = fails(tmp_path / "a", "--bootstrap", wrong, "--secret", secret)
+    assert told.startswith(f"at {wrong} lives another peer than the one named (")
+    assert f"{founder.peer_id}, not {named}" in told
+
+
+def test_a_secret_with_a_letter_that_was_changed(tmp_path: Path, founder: RunningNode) -> None:
+    address, secret = line_of(founder)
+    letter = "x" if secret[40] != "x" else "y"
+    changed = secret[:40] + letter + secret[41:]
+    for given in (changed, secret[:-3], "hunter2"):
+        told = fails(tmp_path / "a", "--bootstrap", address, "--secret", given, code=2)
+        assert told == (
+            "--secret is not what a node of the run printed: copy the whole line again (a letter is wrong or missing)"
+        )
+
+
+def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
+    tmp_path: Path, founder: RunningNode
+) -> None:
+    address, secret = line_of(founder)
+    token = parse_token(secret)
+    wrong = msgspec.structs.replace(token, secret=bytes(16)).text()
+    told = fails(tmp_path / "a", "--bootstrap", address, "--secret", wrong)
+    assert told == (
+        f"the peer at {address} refused this node: wrong secret: copy the whole line that a node of the run printed"
+    )
+    another = msgspec.structs.replace(token, run=bytes(32)).text()
+    told = fails(tmp_path / "b", "--bootstrap", address, "--secret", another)
+    assert told == f"the peer at {address} refused this node: peer belongs to another run"
+    told = fails(tmp_path / "c", "--bootstrap", address)
+    assert told.startswith(f"the peer at {address} refused this node: wrong secret")
+    document = founder.status()
+    assert document is not None
+    assert document["rejected"]["by_kind"]["hello_refused"] >= 3
+    assert len(document["members"]) == 1
+
+
+def test_flags_of_the_founder_at_a_joiner(tmp_path: Path, founder: RunningNode) -> None:
+    address, secret = line_of(founder)
+    told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, "--rounds", "3", code=2)
+    assert told == "--rounds is the founder's: a node that joins takes the run as it is"
+    told = fails(tmp_path / "b", "--secret", secret, code=2)
+    assert told == "--secret needs --bootstrap: the address of a node of the run"
+
+
+def test_a_joiner_without_the_workload_file_is_told_which(tmp_path: Path, founder: RunningNode) -> None:
+    address, secret = line_of(founder)
+    told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, code=2)
+    assert told == (
+        "this run trains the workload workloads.py:Small: copy that file here and pass --workload PATH/workloads.py:Small"
+    )
+
+
+def test_a_joiner_with_another_model_is_told_the_difference(tmp_path: Path, founder: RunningNode) -> None:
+    address, secret = line_of(founder)
+    told = fails(
+        tmp_path / "a", "--bootstrap", address, "--secret", secret, "--workload", f"{WORKLOADS}:Wide"
+    )
+    assert told.startswith("this machine's workload is not the run's: ")
+    assert "weight" in told
+    assert "[25000, 100]" in told or "(25000, 100)" in told
+
+
+# The workload ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_workload_file_or_class_that_is_not_there(tmp_path: Path) -> None:
+    told = fails(tmp_path / "a", "--workload", "nowhere.py:Digits", code=2)
+    assert told == "--workload nowhere.py:Digits: there is no file nowhere.py"
+    told = fails(tmp_path / "b", "--workload", f"{WORKLOADS}:Smal")
+    assert told.endswith("there is no class Smal in it; did you mean Small?")
+    told = fails(tmp_path / "c", "--workload", "no_such_module:Digits")
+    assert "there is no module no_such_module" in told
+
+
+BROKEN = """
+import torch, p2pcoord
+from torch.utils.data import TensorDataset
+
+class Broken(p2pcoord.Workload):
+    def model(self):
+        return torch.nn.Linear(2, 1)
+    def data(self, split):
+        return self.rows()
+    def rows(self):
+        raise FileNotFoundError("no rows.csv here")
+    def loss(self, model, batch):
+        return model(batch[0]).mean()
+
+class Empty(Broken):
+    def rows(self):
+        return TensorDataset(torch.zeros(0, 2))
+
+raise_it = False
+"""
+
+
+def test_an_exception_in_the_workload_shows_the_users_traceback_and_nothing_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    told = fails(tmp_path / "a", "--workload", f"{file}:Broken")
+    assert told.splitlines()[0].endswith("of the workload failed:")
+    assert "FileNotFoundError: no rows.csv here" in told
+    frames = re.findall(r'File "([^"]+)", line \d+, in (\w+)', told)
+    assert frames == [(str(file), "data"), (str(file), "rows")]
+    file.write_text("import p2pcoord\nraise RuntimeError('at import')\n")
+    told = fails(tmp_path / "b", "--workload", f"{file}:Broken")
+    assert "RuntimeError: at import" in told
+    assert re.findall(r'File "([^"]+)"', told) == [str(file)]
+    file.write_text("def broken(:\n")
+    told = fails(tmp_path / "c", "--workload", f"{file}:Broken")
+    assert "SyntaxError" in told
+    assert re.findall(r'File "([^"]+)"', told) == [str(file)]
+
+
+def test_data_without_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    told = fails(tmp_path / "a", "--workload", f"{file}:Empty")
+    assert "empty" in told
+    assert "train" in told
+    assert "Traceback" not in told
+
+
+# This machine ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        listen = ("--listen", f"/ip4/127.0.0.1/tcp/{port}", "--device", "cpu")
+        told = fails(tmp_path / "a", "--workload", SMALL, listen=listen)
+    assert told == (
+        f"port {port} is taken by another program (or another node): stop it, or choose another port with --listen"
+    )
+
+
+def test_a_directory_that_another_node_uses(founder: RunningNode) -> None:
+    told = fails(founder.directory)
+    assert str(founder.directory) in told
+    assert str(founder.pid) in told
+    assert "in use" in told or "uses" in told
+    assert founder.runs
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    told = fails(
+        tmp_path / "a", "--workload", SMALL, "--device", "cuda:7", listen=("--listen", "/ip4/127.0.0.1/tcp/0")
+    )
+    assert "--device cuda:7" in told
+    assert "Traceback" not in told
+
+
+def test_founding_and_contradicting_flags_inside_another_runs_directory(
+    tmp_path: Path, founder: RunningNode
+) -> None:
+    folder = tmp_path / "used"
+    config = run_file(tmp_path / "run.toml", members=1, committee=1, pause_s=0.0)
+    with running() as nodes:
+        node = RunningNode(folder, *ANYWHERE, "--workload", SMALL, "--config", str(config))
+        nodes.append(node.start())
+        node.until("trains", lambda d: d["version"] >= 1, START_S)
+    address, secret = line_of(founder)
+    changed = run_file(tmp_path / "other.toml", members=3, committee=3, pause_s=0.0)
+    cases = {
+        ("--rounds", "7"): "--rounds 7, but the run was founded with 100000",
+        ("--bootstrap", address, "--secret", secret): "--secret belongs to another run",
+        (
+            "--workload",
+            f"{WORKLOADS}:Wide",
+        ): f"--workload {WORKLOADS}:Wide, but the run trains workloads.py:Small",
+        ("--open",): "--open, but the run was founded with a secret",
+        ("--init", "first.safetensors"): "--init: only a new run is given its first parameters",
+        ("--config", str(changed)): f"--config {changed} says something else than the run was founded with",
+    }
+    for flags, reason in cases.items():
+        told = fails(folder, *flags, code=2)
+        assert told.startswith(f"{folder} already takes part in run "), told
+        assert reason in told
+        assert told.endswith("Leave the flag out, or use another --data-dir")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("[strategy]\nlocal_step = 3\n", "local_step", 2),
+        ("[strategy]\nlocal_steps = 3\n\n[coordination]\ncommittee_size = 4\n", "committee_size", 5),
+        ("[optimization]\nlearning_rate = 'fast'\n", "learning_rate", 2),
+        ("[strateg]\nlocal_steps = 3\n", "strateg", 1),
+        ("[strategy]\nlocal_steps =\n", "", 2),
+    ],
+)
+def test_a_bad_run_file_is_told_with_its_key_and_line(tmp_path: Path, text: str, key: str, line: int) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    told = fails(tmp_path / "a", "--workload", SMALL, "--config", str(file), code=2)
+    assert str(file) in told
+    assert key in told
+    assert re.search(rf"\b(line {line}|{re.escape(str(file))}:{line})\b", told), told
+
+
+def test_a_run_file_that_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "no.toml"
+    told = fails(tmp_path / "a", "--workload", SMALL, "--config", str(missing), code=2)
+    assert told == f"cannot read the run file {missing}: No such file or directory"
+
+
+def test_a_second_start_with_the_same_flags_is_no_mistake(tmp_path: Path) -> None:
+    config = run_file(tmp_path / "run.toml", members=1, committee=1, pause_s=0.0)
+    with running() as nodes:
+        node = RunningNode(tmp_path / "used", *ANYWHERE, "--workload", SMALL, "--config", str(config))
+        nodes.append(node)
+        for _ in range(2):
+            node.start()
+            began = time.time()
+            node.until("trains", lambda d, at=began: bool(node.commits(at)), START_S)
+            node.end()
+            assert node.process is not None
+            assert node.process.returncode == 0
