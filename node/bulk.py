@@ -142,12 +142,20 @@ class FetchReport(msgspec.Struct, frozen=True):
 
 
 class FetchError(Exception):
-    """No source is left. `reasons` says what each did; `bad_sources` as in the report."""
+    """No source is left. `reasons` says what each did; `bytes_by_source` and `bad_sources` as in the report: what has
+    arrived stays in the sink."""
 
-    def __init__(self, ref: ContentRef, reasons: dict[str, str], bad_sources: dict[str, str]) -> None:
+    def __init__(
+        self,
+        ref: ContentRef,
+        reasons: dict[str, str],
+        bytes_by_source: dict[str, int],
+        bad_sources: dict[str, str],
+    ) -> None:
         told = "; ".join(f"{peer}: {reason}" for peer, reason in reasons.items()) or "no source is known"
         super().__init__(f"cannot fetch {ref.root.hex()[:16]} ({ref.size_bytes} bytes): {told}")
         self.reasons = reasons
+        self.bytes_by_source = bytes_by_source
         self.bad_sources = bad_sources
 
 
@@ -283,7 +291,9 @@ class _Fetch:
                         self._active.add(source)
                         nursery.start_soon(self._use, source)
                 if not self._active:
-                    self._failure = FetchError(self._ref, self._reasons, self.bad_sources)
+                    self._failure = FetchError(
+                        self._ref, self._reasons, dict(self.received), self.bad_sources
+                    )
                     break
                 with trio.move_on_after(POLL_S):
                     await self._changed.wait()

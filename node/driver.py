@@ -355,7 +355,7 @@ class Driver:
             report = await bulk.fetch(self.transport, effect.ref, effect.sources, sink, progress)
             await trio.to_thread.run_sync(sinks[0].commit)
         except bulk.FetchError as error:
-            return fx.Failed(str(error), fx.FetchReport({}, error.bad_sources))
+            return fx.Failed(str(error), fx.FetchReport(error.bytes_by_source, error.bad_sources))
         finally:
             for writer in sinks:
                 writer.close()

@@ -31,6 +31,7 @@ from p2pcoord.consensus.ledger import Record, make_genesis
 from p2pcoord.consensus.voter import Timing
 from p2pcoord.effects import (
     Announce,
+    AnswerStatus,
     Cancel,
     Dial,
     Disconnect,
@@ -41,6 +42,7 @@ from p2pcoord.effects import (
     Halt,
     Outcome,
     Persist,
+    Reach,
     Send,
 )
 from p2pcoord.errors import LocalError
@@ -135,6 +137,8 @@ class World:
             Persist: self._persist,
             Dial: self._dial,
             Disconnect: lambda machine, effect: self.network.disconnect(machine.id, effect.peer),
+            Reach: self._reach,
+            AnswerStatus: lambda machine, effect: None,  # its document is the node's
             Cancel: lambda machine, effect: None,  # what is under way here ends by itself
             Halt: lambda machine, effect: self.invariants.violated(
                 "halt", f"{machine.name}: {effect.reason}"
@@ -421,6 +425,14 @@ class World:
             reached = effect.peer in self.network.connected(machine.id)
             outcome: Outcome = Done() if reached else Failed("cannot be reached")
             self.feed(machine, "complete", effect.id, outcome)
+
+    def _reach(self, machine: Machine, effect: Reach) -> None:
+        self.later(SECOND, self._reached, machine, machine.life, effect)
+
+    def _reached(self, machine: Machine, life: int, effect: Reach) -> None:
+        if machine.life == life:
+            there = effect.peer in self.network.connected(machine.id)
+            self.feed(machine, "complete", effect.id, Done(there))
 
     def _emit(self, machine: Machine, effect: Emit) -> None:
         self.told[effect.event] += 1

@@ -302,7 +302,7 @@ class Participant:
         if current is None or attempt.rank > current.rank:
             self._current = name
             for root, effect_id in list(self._fetching.items()):
-                if self._content.get(root) != "state":
+                if root != self.state.root:
                     setting.cancel(effect_id)
                     del self._fetching[root]
         self._gather(now)
@@ -668,8 +668,19 @@ class Participant:
                 self._train(now)
                 if self._current:
                     self._have_result(self._current, now)
-        elif version == self.version:
-            self._refetch_at = now + REFETCH_NS
+        else:
+            if isinstance(outcome, Failed):
+                report = outcome.value
+                setting.outbox.emit(
+                    "fetch-failed",
+                    purpose="state",
+                    version=version,
+                    reason=outcome.reason,
+                    sources=report.bytes_by_source if isinstance(report, FetchReport) else {},
+                    refused=report.bad_sources if isinstance(report, FetchReport) else {},
+                )
+            if version == self.version:
+                self._refetch_at = now + REFETCH_NS
 
     def tick(self, now: int) -> None:
         if self._refetch_at is None or now < self._refetch_at:
