@@ -174,11 +174,14 @@ class Participant:
             self._failed.clear()
         self.plan = plan
         self.setting.send(sender, PlanAccepted(plan.version, plan.term, plan.revision))
-        for assignment in plan.of(self.setting.me):
-            header = self.slots.get((plan.version, assignment.index))
-            if header is not None:
-                self.setting.send(sender, Offering(header))
+        self._offer_again(sender)
         self._train(now)
+
+    def _offer_again(self, coordinator: str) -> None:
+        """All that is finished for this round, whoever it is assigned to by now: an assignment counts once anyhow."""
+        for (origin_round, _), header in sorted(self.slots.items()):
+            if origin_round == self.version + 1:
+                self.setting.send(coordinator, Offering(header))
 
     def on_reoffer(self, sender: str, message: Reoffer, now: int) -> None:
         if message.certified > self.setting.voter.ledger.certified or message.version > self.version + 1:
@@ -555,10 +558,7 @@ class Participant:
         if peer != self.coordinator:
             return
         if self.plan is not None and self.plan.version == self.version + 1:
-            for assignment in self.plan.of(self.setting.me):
-                header = self.slots.get((self.plan.version, assignment.index))
-                if header is not None:
-                    self.setting.send(peer, Offering(header))
+            self._offer_again(peer)
         self._tell_again()
 
     def _tell_again(self) -> None:

@@ -24,6 +24,8 @@ from tests.namespaces.running_node import (
 )
 from tests.namespaces.runs import WORKLOADS, run_file
 
+pytestmark = pytest.mark.slow  # each mistake is a process that loads everything first: minutes on a busy machine
+
 SMALL = f"{WORKLOADS}:Small"
 ANYWHERE = ("--listen", "/ip4/127.0.0.1/tcp/0", "--device", "cpu")
 ENDS_S = 60.0
@@ -75,7 +77,7 @@ def test_an_address_at_which_nobody_answers(tmp_path: Path, founder: RunningNode
     port, (_, secret) = free_port(), line_of(founder)
     told = fails(tmp_path / "a", "--bootstrap", f"127.0.0.1:{port}", "--secret", secret)
     assert told == (
-        f"no node answers at 127.0.0.1:{port} (/ip4/127.0.0.1/tcp/{port}: nobody listens there): check the address, that the "
+        f"no node answers at 127.0.0.1:{port} (127.0.0.1:{port}: nobody listens there): check the address, that the "
         "node there runs, and that its port is open"
     )
 
@@ -94,7 +96,7 @@ def test_an_address_at_which_something_else_answers(tmp_path: Path, founder: Run
         port = server.getsockname()[1]
         told = fails(tmp_path / "a", "--bootstrap", f"127.0.0.1:{port}", "--secret", secret)
     assert told.startswith(
-        f"no node answers at 127.0.0.1:{port} (/ip4/127.0.0.1/tcp/{port} is no p2pcoord node"
+        f"no node answers at 127.0.0.1:{port} (127.0.0.1:{port} is no p2pcoord node"
     )
 
 
@@ -256,11 +258,9 @@ def test_a_directory_that_another_node_uses(founder: RunningNode) -> None:
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
-    told = fails(
-        tmp_path / "a", "--workload", SMALL, "--device", "cuda:7", listen=("--listen", "/ip4/127.0.0.1/tcp/0")
-    )
-    assert "--device cuda:7" in told
-    assert "Traceback" not in told
+    elsewhere = ("--device", "cuda:7", "--listen", "/ip4/127.0.0.1/tcp/0")
+    told = fails(tmp_path / "a", "--workload", SMALL, code=2, listen=elsewhere)
+    assert told.startswith("--device cuda:7: no such device; this machine has ")
 
 
 def test_founding_and_contradicting_flags_inside_another_runs_directory(

@@ -4,7 +4,7 @@ With the outer optimizer's step of 1 and no momentum, a round adds to the parame
 the model itself says which updates went into it, and can be compared with what the records claim.
 
     --set index=N             this member's parameter
-    [workload] parameters     how many there are: 2,500,000 make updates of 10 MB
+    [workload] parameters     how many there are (those behind the first 64 are noise): 2,500,000 make updates of 10 MB
     [workload] pause_s        how long a step sleeps, so that local training can be met under way
 """
 
@@ -14,11 +14,15 @@ import torch
 
 import p2pcoord
 
+COUNTED = 64
+
 
 class Counts(torch.nn.Module):
     def __init__(self, parameters):
         super().__init__()
-        self.values = torch.nn.Parameter(torch.zeros(parameters))
+        values = torch.randn(parameters)
+        values[:COUNTED] = 0
+        self.values = torch.nn.Parameter(values)
 
 
 class Census(p2pcoord.Workload):
