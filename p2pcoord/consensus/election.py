@@ -111,7 +111,7 @@ class Election:
     def tick(self, now: int) -> None:
         if now < self.deadline or self.voter.role is Role.COORDINATOR:
             return
-        if not self.voter.is_voter():
+        if not self.voter.is_voter() or self.voter.silenced:
             self._rearm(now)
             return
         if self.voter.coordinator is not None:
@@ -129,7 +129,7 @@ class Election:
 
     def campaign(self, transfer: Transfer, now: int) -> None:
         """The coordinator asked this voter to take over."""
-        if self.voter.is_voter() and self.voter.role is not Role.COORDINATOR:
+        if self.voter.is_voter() and not self.voter.silenced and self.voter.role is not Role.COORDINATOR:
             self._ask_for_pre_votes(transfer, now)
 
     def _ask_for_pre_votes(self, transfer: Transfer | None, now: int) -> None:
@@ -212,7 +212,8 @@ class Election:
             self.notify(sender, request.term - 1)
             return
         reason = (
-            self._silence(sender, request.transfer, now)
+            voter.silenced
+            or self._silence(sender, request.transfer, now)
             or self._without_vote(sender, now)
             or self._older_log(sender, request.last, request.last_votes, now)
         )
@@ -281,8 +282,10 @@ class Election:
             self.notify(sender, request.term)
             return
         last = voter.authority.hash(request.last)
-        reason = self._without_vote(sender, now) or self._older_log(
-            sender, request.last, request.last_votes, now
+        reason = (
+            voter.silenced
+            or self._without_vote(sender, now)
+            or self._older_log(sender, request.last, request.last_votes, now)
         )
         if (
             not reason

@@ -121,6 +121,8 @@ class Voter:
         self.proof: TermProof | None = None
         self.role = Role.FOLLOWER
         self.coordinator: str | None = None
+        self.silenced = ""
+        """Why this peer neither votes nor stands any more: its computations are not to be trusted ("" while they are)."""
         self.term_persist = 0
         """The Persist that makes the current term durable: a heartbeat waits for no more than that."""
 

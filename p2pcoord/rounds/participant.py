@@ -513,8 +513,8 @@ class Participant:
             return None
         if body.parent != self.state.root:
             return f"its parent is not the state of version {self.version}"
-        if self.mismatches > 1:
-            return "this voter computed other states than those certified, and no longer acknowledges"
+        if setting.voter.silenced:
+            return setting.voter.silenced
         if not all(math.isfinite(value) for _, value in body.metrics):
             return "a metric is not finite"
         entry = self._attempts.get(body.attempt)
@@ -592,7 +592,7 @@ class Participant:
         self.state = ContentRef(body.state, body.state_bytes)
         self._last_round = body
         if computed is not None and computed != self.state:
-            self.mismatches += 1
+            self._note_mismatch()
         if self._training is not None:
             setting.cancel(self._training[1])
             self._training = None
@@ -616,6 +616,17 @@ class Participant:
         if gone:
             setting.outbox.put(Discard(gone))
         self._content = {root: what for root, what in self._content.items() if root in kept}
+
+    def _note_mismatch(self) -> None:
+        """The certified state is fetched; a voter to whom this happens twice has hardware or libraries to look at."""
+        self.mismatches += 1
+        self.setting.outbox.emit(
+            "state-differs", version=self.version, here="computed", certified=self.state.root.hex()
+        )
+        if self.mismatches > 1:
+            self.setting.voter.silenced = (
+                "this voter computed other states than those certified, and votes no more"
+            )
 
     def settle(self, now: int) -> None:
         """After one or several certified rounds: show the newest state, or get it; take up what waited for it."""
