@@ -47,6 +47,10 @@ from p2pcoord.wire import decode, encode
 # A trainer that dies is asked again so often before the assignment counts as failed and goes to another member.
 TRAINER_RETRIES = 3
 
+# How long a round's transfer may go without a byte before its source is given up, and the round made without it. A frozen
+# member's links stay open; a state, which may be fetched from others meanwhile, is waited for longer (bulk.STALL_S).
+ROUND_STALL_S = 2.5
+
 # Frames written with one fsync at most: what piled up while the one before was running.
 MAX_BATCH = 256
 
@@ -352,7 +356,10 @@ class Driver:
             self.put(lambda now: self.peer.progress(effect.id, now))
 
         try:
-            report = await bulk.fetch(self.transport, effect.ref, effect.sources, sink, progress)
+            stall_s = bulk.STALL_S if effect.purpose == "state" else ROUND_STALL_S
+            report = await bulk.fetch(
+                self.transport, effect.ref, effect.sources, sink, progress, stall_s=stall_s
+            )
             await trio.to_thread.run_sync(sinks[0].commit)
         except bulk.FetchError as error:
             return fx.Failed(str(error), fx.FetchReport(error.bytes_by_source, error.bad_sources))

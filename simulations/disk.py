@@ -37,6 +37,7 @@ class Disk:
         self._tail = start(random.randbytes(8))
         self._file = bytearray()
         self._writing: tuple[bytes, tuple[bytes, ...]] | None = None
+        self._replacing = False
         self.synced: list[bytes] = []
         self.content: dict[bytes, Content] = {}
         """By root."""
@@ -54,24 +55,32 @@ class Disk:
         self._writing = (data, frames)
 
     def rewrite(self, frames: Iterable[bytes]) -> None:
-        """The log becomes these frames, in one rename: a crash finds the old one or the new one whole."""
-        self.synced = list(frames)
-        data, self._tail = append(self.synced, start(self._random.randbytes(8)))
-        self._file = bytearray(data)
+        """Begins to replace the log by these frames, in one rename; `sync` ends it. A crash finds the old log or the new
+        one, whole."""
+        frames = tuple(frames)
+        data, self._tail = append(frames, start(self._random.randbytes(8)))
+        self._writing, self._replacing = (data, frames), True
 
     def sync(self) -> tuple[bytes, ...]:
         """What is being written is durable from now on; returns its frames."""
         if self._writing is None:
             return ()
         data, frames = self._writing
+        if self._replacing:
+            self._file.clear()
+            self.synced.clear()
         self._file += data
         self.synced += frames
-        self._writing = None
+        self._writing, self._replacing = None, False
         return frames
 
     def crash(self) -> None:
         """The machine dies: the append being written is torn, content that was not durable is gone."""
-        if self._writing is not None:
+        if self._writing is not None and self._replacing:
+            if self._random.random() < 0.5:
+                self.sync()
+            self._writing, self._replacing = None, False
+        elif self._writing is not None:
             data, self._writing = self._writing[0], None
             torn = bytearray(data[: self._random.randint(0, len(data))])
             if torn and self._random.random() < 0.25:

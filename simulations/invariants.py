@@ -8,6 +8,10 @@
     acknowledged one record per term and height and voter, and only in the voter's own term, when that is persisted
     term         rises by one at a time: who enters a higher one found a quorum of the one before
     version      v follows v-1 from its state, has one state; an assignment counts once
+    attempt      a certified round has the contributors and weights of the attempt that it names, which spans just them
+    sum          its state is, bit for bit, what these contributions and factors give in the tree's order
+    trained      who has signed a contribution to an assignment of a round on its disk, or in this life, does not train it again
+    vectors      no member of a tree gets more than fan_out + 1 vectors for one attempt
     back         what a peer holds certified never shrinks; after a restart it is at least what its disk held
     side         a record born during a cut is certified by the side that has a quorum, and its signers are on that side
     log          recovery gives back every frame that was synced
@@ -19,7 +23,7 @@ They look at peers from outside and keep their own account, so they cost little:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,10 +39,12 @@ from p2pcoord.consensus.ledger import (
 )
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
-from p2pcoord.frames import PeerFrame
+from p2pcoord.frames import PeerFrame, Slot
 from p2pcoord.identity import signed_bytes, statement_hash
 from p2pcoord.messages import AppendReply, VoteReply, VoteRequest, decode_message
 from p2pcoord.peer import Peer
+from p2pcoord.rounds.attempt import Attempt
+from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import decode
 from simulations.signatures import Keyring
 
@@ -62,6 +68,8 @@ class DiskAccount(msgspec.Struct):
     """Names by height."""
     term: int = 0
     certified: int = 0
+    slots: set[tuple[int, int]] = msgspec.field(default_factory=set)
+    """(origin round, assignment) of the contributions that it signed."""
 
 
 class Invariants:
@@ -101,6 +109,18 @@ class Invariants:
         self.sides: tuple[int, frozenset[str]] | None = None
         """Since when, and who is on one side, while the network is split in two."""
         self._frames: dict[bytes, PeerFrame] = {}
+        self.rebuild: Callable[[Attempt], bytes] | None = None
+        """The root of the state that an attempt makes, computed anew from its contributions (where rounds are real)."""
+        self.attempts: dict[bytes, Attempt] = {}
+        """Every attempt that any peer took up, by hash."""
+        self._current: dict[str, Attempt] = {}
+        self.rebuilt = 0
+        """States that were computed anew and were the certified ones."""
+        self._made: dict[tuple[str, int], set[tuple[int, int]]] = {}
+        """(Machine, life) -> slots whose training ended well."""
+        self._vectors: dict[tuple[str, bytes], set[bytes]] = {}
+        self.most_vectors = 0
+        """That any member fetched for one attempt."""
 
     def violated(self, invariant: str, detail: str) -> None:
         self.violations.append(Violation(self.now, invariant, detail))
@@ -125,12 +145,19 @@ class Invariants:
             known = self._coordinators.setdefault(voter.term, machine.id)
             if known != machine.id:
                 self.violated("coordinator", f"{machine.name} and {known} coordinate term {voter.term}")
+        if isinstance(peer.work, Rounds):
+            self._take_up(machine, peer.work.participant.current)
         life, height = self._seen.get(machine.id, (0, 0))
         certified = voter.ledger.certified
         if (life, height) != (machine.life, certified):
             self._look_at_ledger(machine, peer, life, height)
         if self._shown is not None:
             self._check_shown(*self._shown)
+
+    def _take_up(self, machine: Machine, attempt: Attempt | None) -> None:
+        if attempt is not None and self._current.get(machine.id) is not attempt:
+            self._current[machine.id] = attempt
+            self.attempts.setdefault(statement_hash(self._run, attempt), attempt)
 
     def _look_at_ledger(self, machine: Machine, peer: Peer, life: int, height: int) -> None:
         certified = peer.agreement.voter.ledger.certified
@@ -184,8 +211,55 @@ class Invariants:
             if slot in self._counted:
                 self.violated("version", f"{slot} counts in {self._counted[slot]} and in {body.version}")
             self._counted[slot] = body.version
+        if self.rebuild is not None:
+            self._made_of(body, self.rebuild)
         self.version, self.version_at = body.version, self.now
         self.states.append(body.state)
+
+    def _made_of(self, body: Round, rebuild: Callable[[Attempt], bytes]) -> None:
+        """A certified round holds what its attempt says, and nothing else."""
+        attempt = self.attempts.get(body.attempt)
+        if attempt is None:
+            self.violated("attempt", f"version {body.version} names one that nobody took up")
+            return
+        said = [(c.origin_round, c.assignment, c.contributor, c.weight) for c in body.contributors]
+        signed = [
+            (e.origin_round, e.assignment, e.contributor, e.factors.float_buffers) for e in attempt.entries
+        ]
+        if said != signed or {e.contributor for e in attempt.entries} != set(attempt.tree.members):
+            self.violated("attempt", f"version {body.version} counts others than its attempt")
+        if rebuild(attempt) != body.state:
+            self.violated(
+                "sum", f"the state of version {body.version} is not made of its attempt's contributions"
+            )
+        self.rebuilt += 1
+
+    # Training and vectors
+
+    def trains(self, machine: Machine, slot: tuple[int, int]) -> None:
+        """A machine begins to train an assignment: (origin round, assignment)."""
+        account = self._disks.get(machine.id)
+        before = account is not None and slot in account.slots
+        if before or slot in self._made.get((machine.id, machine.life), ()):
+            self.violated("trained", f"{machine.name} trains {slot} again")
+
+    def trained(self, machine: Machine, slot: tuple[int, int]) -> None:
+        """It ended well."""
+        self._made.setdefault((machine.id, machine.life), set()).add(slot)
+
+    def receives(self, machine: Machine, root: bytes) -> None:
+        """A member asks for a contribution, a partial sum or a result for its current attempt."""
+        peer = machine.peer
+        if peer is None or not isinstance(peer.work, Rounds):
+            return
+        attempt = peer.work.participant.current
+        if attempt is None or machine.id not in attempt.tree:
+            return
+        vectors = self._vectors.setdefault((machine.id, statement_hash(self._run, attempt)), set())
+        vectors.add(root)
+        self.most_vectors = max(self.most_vectors, len(vectors))
+        if len(vectors) > peer.work.setting.rules.fan_out + 1:
+            self.violated("vectors", f"{machine.name} gets {len(vectors)} in attempt {attempt.rank}")
 
     def _check_certificate(self, machine: Machine, certificate: Certificate) -> None:
         height = certificate.height
@@ -250,11 +324,23 @@ class Invariants:
             frame = self._frames[data] = decode(data, PeerFrame)  # type: ignore[arg-type]  # a union
         return frame
 
-    def synced(self, machine: Machine, frames: Iterable[bytes]) -> None:
-        """Frames of a machine are durable now."""
+    def synced(self, machine: Machine, frames: Iterable[bytes], *, replaced: bool = False) -> None:
+        """Frames of a machine are durable now; `replaced`: they are all that its log holds."""
+        if replaced:
+            self._rebuild(machine)
+            return
         account = self._disks.setdefault(machine.id, DiskAccount([]))
         for data in frames:
             self._account(account, self._frame(data))
+
+    def _rebuild(self, machine: Machine) -> None:
+        """The account of a log that was recovered or compacted, from the frames on the disk."""
+        before = self._disks.get(machine.id, DiskAccount([]))
+        account = self._disks[machine.id] = DiskAccount([])
+        for data in machine.disk.synced:
+            self._account(account, self._frame(data))
+        if account.certified < before.certified or account.term < before.term:
+            self.violated("back", f"the log of {machine.name} holds less than it did")
 
     def _account(self, account: DiskAccount, frame: PeerFrame) -> None:
         if isinstance(frame, Appended):
@@ -263,6 +349,8 @@ class Invariants:
             del account.records[frame.height + 1 :]
         elif isinstance(frame, Standing):
             account.term = max(account.term, frame.term)
+        elif isinstance(frame, Slot):
+            account.slots.add(frame.header.slot)
         elif isinstance(frame, Certified):
             account.certified = max(account.certified, frame.certificate.height)
 
@@ -276,12 +364,7 @@ class Invariants:
 
     def restarting(self, machine: Machine) -> None:
         """The machine's log was recovered (perhaps with more than had been synced), its peer is about to start."""
-        before = self._disks.get(machine.id, DiskAccount([]))
-        account = self._disks[machine.id] = DiskAccount([])
-        for data in machine.disk.synced:
-            self._account(account, self._frame(data))
-        if account.certified < before.certified or account.term < before.term:
-            self.violated("back", f"{machine.name} came back with less than its disk held")
+        self._rebuild(machine)
 
     def restarted(self, machine: Machine, peer: Peer) -> None:
         """Its peer has started."""

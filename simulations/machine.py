@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from p2pcoord.effects import Announce, Send
+from p2pcoord.effects import Announce, Persist, Send
 from p2pcoord.identity import Signer
 from p2pcoord.peer import Peer
 from simulations.clock import Clock
@@ -28,12 +28,14 @@ class Machine:
         self.frozen = False
         self.gone = False
         """Its disk is lost, or it left: it never comes back."""
+        self.known: dict[str, None] = {}
+        """Machines it ever had a link with: the addresses that a node keeps on its disk."""
         self.slow_disk_ns = 0
         """Added to every write while a disk is busy."""
         self.inputs: deque[tuple[str, tuple[Any, ...]]] = deque()
         """What arrived while it was frozen."""
         self.tick_at: int | None = None
-        self.persists: deque[tuple[int, tuple[bytes, ...]]] = deque()
+        self.persists: deque[Persist] = deque()
         """Persists in order; the first `writing` of them are being written."""
         self.writing = 0
         self.durable = 0

@@ -19,6 +19,7 @@ from p2pcoord.consensus.replication import Replication
 from p2pcoord.consensus.voter import AnyFrame, Certified, Standing, Voter, proof_term
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import AppendReply, TermProof
+from p2pcoord.rounds.participant import Participant
 from simulations.machine import Machine
 from simulations.world import World
 
@@ -133,10 +134,28 @@ def unsigned_proof() -> AbstractContextManager[None]:
     return patched((Voter, "check_proof", check_proof))
 
 
+def mixed_attempts() -> AbstractContextManager[None]:
+    """A partial sum is taken for its sender's, whatever attempt it was made for: one of an earlier attempt at the round
+    stands in for the child that has not sent its own yet, with the contributors of then."""
+    gather = Participant._gather
+
+    def mixing(self: Participant, now: int) -> None:
+        entry = self._attempts.get(self._current)
+        if entry is not None and self.setting.me in entry.attempt.tree:
+            for earlier in self._attempts.values():
+                for child in entry.attempt.tree.children(self.setting.me):
+                    if child in earlier.partials and entry.attempt.sends_partial(child):
+                        entry.partials.setdefault(child, earlier.partials[child])
+        gather(self, now)
+
+    return patched((Participant, "_gather", mixing))
+
+
 MUTANTS: dict[str, Mutant] = {
     "speak-before-persist": speak_before_persist,
     "old-term-by-counting": old_term_by_counting,
     "quorum-from-gossip": quorum_from_gossip,
     "vote-forgotten": vote_forgotten,
     "unsigned-proof": unsigned_proof,
+    "mixed-attempts": mixed_attempts,
 }

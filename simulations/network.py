@@ -12,8 +12,10 @@ Theory of operation
         keep-alive   a link that is cut for longer than this is closed, both ends are told then and not before
         crash        the other ends are told at once (a reset comes back), unless a cut is in between
 
-    A link that is down is dialled again as soon as nothing speaks against it. Announcements (gossipsub) go to everybody
-    connected, unordered, and a share of them is lost without a sign.
+    Links that are given (`given`) come up again by themselves, as soon as nothing speaks against it; others only when a
+    machine dials: that takes a handshake, is refused at once by a machine that is down, and ends in silence when a cut is
+    in between or the other stands still. Announcements (gossipsub) go to everybody connected, unordered, and a share of
+    them is lost without a sign.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ SECOND = 1_000_000_000
 
 KEEP_ALIVE_NS = 6 * SECOND
 """Longer than a hiccup of Wi-Fi, shorter than the time after which a voter is replaced."""
+
+HANDSHAKE_TRIPS = 6
+"""One-way trips of a dial: TCP, Noise and the hello."""
+
+DIAL_TIMEOUT_NS = 3 * SECOND
 
 MAX_HELD = 256
 """Messages that a cut direction holds back: a send buffer."""
@@ -54,6 +61,8 @@ class Loss(msgspec.Struct, frozen=True):
     drop: float = 0.0
     reset: float = 0.0
     ghost: float = 0.0
+    kind: str = ""
+    """Only messages of this kind, by its tag; empty: all."""
 
 
 CALM = Loss()
@@ -111,6 +120,9 @@ class Host(msgspec.Struct, frozen=True):
     disconnected: Callable[[str, str], None]
     answers: Callable[[str], bool]
     """Whether a machine runs and is not frozen."""
+    plugged: Callable[[str], bool]
+    """Whether it runs, frozen or not."""
+    kind_of: Callable[[bytes], str]
     lost: Callable[[bytes, str], None]
     """lost(data, how): for the coverage table."""
 
@@ -118,8 +130,9 @@ class Host(msgspec.Struct, frozen=True):
 class Network:
     """All links of one world."""
 
-    def __init__(self, seed: int, weather: Weather, host: Host) -> None:
+    def __init__(self, seed: int, weather: Weather, host: Host, *, given: bool = True) -> None:
         self._seed = seed
+        self._given = given
         self.weather = weather
         self._host = host
         self._links: dict[str, dict[str, Link]] = {}
@@ -172,7 +185,7 @@ class Network:
         way = link.ways[sender]
         self.sent_bytes[sender] += len(data)
         loss = self.loss
-        if loss is not CALM:
+        if loss is not CALM and (not loss.kind or self._host.kind_of(data) == loss.kind):
             drawn = way.random.random()
             if drawn < loss.reset:
                 self._host.lost(data, "reset")
@@ -244,14 +257,39 @@ class Network:
         return bool(self._cuts) and (self.blocked(one, other) or self.blocked(other, one))
 
     def redial(self, machine: str) -> None:
-        """Links of this machine that are down come up again soon, where nothing speaks against it."""
+        """Given links of this machine that are down come up again soon, where nothing speaks against it."""
         for link in self._links.get(machine, {}).values():
             if not link.up:
                 self._dial(link)
 
     def _dial(self, link: Link) -> None:
+        if not self._given:
+            return
         random = link.ways[link.ends[0]].random
         self._host.later(random.randint(20 * MILLISECOND, 500 * MILLISECOND), self._connect, link)
+
+    def dial(self, machine: str, other: str, done: Callable[[str], None]) -> None:
+        """A machine connects to another; `done` is told why it could not ("" when both are connected)."""
+        link = self._links.get(machine, {}).get(other)
+        if link is None:
+            self._host.later(DIAL_TIMEOUT_NS, done, "no such machine")
+        elif link.up and other in self.connected(machine):
+            self._host.later(0, done, "")
+        else:
+            trip = link.ways[machine].base
+            delay = DIAL_TIMEOUT_NS if self._silent(link, other) else HANDSHAKE_TRIPS * trip
+            self._host.later(delay, self._dialled, link, other, done)
+
+    def _silent(self, link: Link, other: str) -> bool:
+        return self._severed(link) or (self._host.plugged(other) and not self._host.answers(other))
+
+    def _dialled(self, link: Link, other: str, done: Callable[[str], None]) -> None:
+        if not link.up:
+            self._connect(link)
+        if link.up:
+            done("")
+        else:
+            done("timed out" if self._silent(link, other) else "refused")
 
     def _connect(self, link: Link) -> None:
         one, other = link.ends

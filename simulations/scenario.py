@@ -38,6 +38,9 @@ SETTLE_WITHIN_NS = 20 * SECOND
 LEAVE_WITHIN_NS = 5 * SECOND
 """How long a leaving machine waits before it is switched off."""
 
+PHASE_WITHIN_NS = 5 * SECOND
+"""How long a crash waits for its phase; rounds take about a second."""
+
 WorkName = Literal["steady", "training"]
 
 WeatherName = Literal["lan", "home", "world"]
@@ -69,7 +72,7 @@ def draw_scenario(seed: int, peers: int, family: str, rounds: int, work: WorkNam
     weathers: tuple[WeatherName, ...] = ("lan", "lan", "home", "world")
     weather = random.choice(weathers)
     adversary = family == "all" and random.random() < 0.5
-    faults = draw_faults(seed, family, 3.0, end_s)
+    faults = draw_faults(seed, family, 3.0, end_s, training=work == "training")
     overtake, at_once = random.random() < 0.5, random.choice((1, 1, 64))
     return Scenario(peers, end_s, rounds, weather, adversary, work, overtake, at_once, faults)
 
@@ -91,6 +94,8 @@ class Director:
         self._cuts: list[Cut] = []
         self._leaving: set[str] = set()
         self._joined = 0
+        self._phases: list[tuple[Fault, int]] = []
+        """Crashes that wait for their phase, and until when."""
         self._liar: Machine | None = None
         self._adversary: Adversary | None = None
         self.done: dict[str, int] = {}
@@ -99,6 +104,7 @@ class Director:
     def play(self) -> None:
         """The whole run; what is wrong is in `world.invariants.violations`."""
         world, scenario = self.world, self.scenario
+        world.on_phase = self._at_phase
         world.found("m0")
         random = stream(world.seed, "joins")
         for index in range(1, scenario.peers):
@@ -210,6 +216,8 @@ class Director:
                     self._crash(machine, span + random.randrange(200 * MILLISECOND))
             case "crash-after-send":
                 self._crash_after_send(chosen[0], fault, span)
+            case "crash-at-phase":
+                self._phases.append((fault, world.now + PHASE_WITHIN_NS))
             case "crash-loop":
                 self._crash_loop(chosen, world.now + span, random)
             case "double-vote-bait":
@@ -240,7 +248,7 @@ class Director:
                     machine.slow_disk_ns = random.randrange(400 * MILLISECOND)
                     world.later(span, self._quick_again, machine)
             case "loss":
-                world.network.loss = Loss(fault.drop, fault.reset, fault.ghost)
+                world.network.loss = Loss(fault.drop, fault.reset, fault.ghost, fault.message)
                 world.later(span, self._calm)
             case "partition":
                 self._cut(chosen, span, both=True)
@@ -255,6 +263,26 @@ class Director:
     def _crash(self, machine: Machine, down_ns: int) -> None:
         self.world.crash(machine)
         self.world.later(down_ns, self.world.start, machine)
+
+    def _at_phase(self, machine: Machine, phase: str) -> None:
+        """Strikes the coordinator whose round enters a phase at which one is to die."""
+        world = self.world
+        self._phases = [(fault, until) for fault, until in self._phases if world.now <= until]
+        due = next((armed for armed in self._phases if armed[0].phase == phase), None)
+        if due is None:
+            return
+        self._phases.remove(due)
+        fault = due[0]
+        down = max(int(fault.for_s * SECOND), 1)
+        if fault.after_ms == 0:
+            machine.doomed = True
+            world.later(down, world.start, machine)
+        else:
+            world.later(fault.after_ms * MILLISECOND, self._crash_in_life, machine, machine.life, down)
+
+    def _crash_in_life(self, machine: Machine, life: int, down: int) -> None:
+        if machine.life == life:
+            self._crash(machine, down)
 
     def _crash_after_send(self, machine: Machine, fault: Fault, down_ns: int) -> None:
         left = fault.nth
@@ -360,6 +388,7 @@ class Director:
         for cut in list(self._cuts):
             self._heal(cut)
         self._calm()
+        self._phases.clear()
         for machine in list(world.machines.values()):
             machine.slow_disk_ns = 0
             machine.crash_when = None

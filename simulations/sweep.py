@@ -37,6 +37,7 @@ def run_scenario(
         real_signatures=real,
         overtake=scenario.overtake,
         writes_at_once=scenario.writes_at_once,
+        gossip=scenario.work == "training",
         rules=quadratic.rules(rounds=ENDLESS) if scenario.work == "training" else None,
     )
     world = World(seed, settings, work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from p2pcoord.aggregation.mean import PARTIAL
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import (
     Adopt,
@@ -30,6 +31,7 @@ from p2pcoord.effects import (
     Validate,
     Validated,
 )
+from p2pcoord.rounds.attempt import Attempt
 from simulations import quadratic
 from simulations.disk import Content
 from simulations.machine import Machine
@@ -57,6 +59,7 @@ class Training:
         self.fetched: int = 0
         self._speeds: dict[str, int] = {}
         world.before_founding = lambda founder: self._store(founder, quadratic.STATE_ZERO)
+        world.after_founding = self._watch
         world.performers |= {
             Fetch: self._fetch,
             Offer: lambda machine, effect: None,  # all that is on the disk may be fetched
@@ -78,6 +81,24 @@ class Training:
 
     def _store(self, founder: Machine, state: bytes) -> None:
         self.keep(founder, state, durable=True)
+
+    def _watch(self) -> None:
+        self.world.invariants.rebuild = self.rebuild
+
+    def rebuild(self, attempt: Attempt) -> bytes:
+        """The root of the state that an attempt makes: every sum anew, in the order of its tree, from what was made."""
+        result = self._sum(attempt, attempt.tree.root)
+        state, _ = quadratic.step(self.made[attempt.parent.root], result, attempt.step)
+        return quadratic.ref_of(state).root
+
+    def _sum(self, attempt: Attempt, member: str) -> bytes:
+        inputs = [(self.made[own.content.root], own.factors) for own in attempt.of(member)]
+        for child in attempt.tree.children(member):
+            if attempt.sends_partial(child):
+                inputs.append((self._sum(attempt, child), PARTIAL))
+            else:
+                inputs += [(self.made[leaf.content.root], leaf.factors) for leaf in attempt.of(child)]
+        return quadratic.combine(inputs)[0]
 
     # Outcomes
 
@@ -110,7 +131,9 @@ class Training:
 
     def _fetch(self, machine: Machine, effect: Fetch) -> None:
         machine.in_flight.add(effect.id)
-        self._try(machine, machine.life, effect, effect.sources, {})
+        if effect.purpose != "state":
+            self.world.invariants.receives(machine, effect.ref.root)
+        self.world.later(0, self._try, machine, machine.life, effect, effect.sources, {})
 
     def _try(
         self,
@@ -204,10 +227,13 @@ class Training:
 
     def _train(self, machine: Machine, effect: Train) -> None:
         wall = self._speed(machine)
+        slot = (effect.version, effect.assignment)
+        self.world.invariants.trains(machine, slot)
 
         def outcome() -> Outcome:
             data, samples, norm, loss = quadratic.train(self._read(machine, effect.base), effect.ranges)
             ref = self.keep(machine, data, durable=True)
+            self.world.invariants.trained(machine, slot)
             return Done(Trained(ref, samples, quadratic.LOCAL_STEPS, norm, loss, wall))
 
         self._later(machine, effect.id, wall + self._fsync(machine), outcome)

@@ -23,6 +23,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import islice, takewhile
 from typing import Any, get_args
 
 import msgspec
@@ -40,7 +41,6 @@ from p2pcoord.effects import (
     Emit,
     Failed,
     Halt,
-    Outcome,
     Persist,
     Reach,
     Send,
@@ -49,12 +49,14 @@ from p2pcoord.errors import LocalError
 from p2pcoord.identity import Authority
 from p2pcoord.messages import AnyMessage
 from p2pcoord.peer import Peer, PeerSettings, Restored, Work
+from p2pcoord.rounds.phases import Phase
+from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import Rules
 from simulations.clock import Clock
 from simulations.disk import Disk
 from simulations.invariants import Invariants
 from simulations.machine import Machine
-from simulations.network import MILLISECOND, SECOND, Host, Network, Weather
+from simulations.network import HANDSHAKE_TRIPS, MILLISECOND, Host, Network, Weather
 from simulations.randomness import derive, stream
 from simulations.signatures import Keyring
 from simulations.steady_work import Situation, SteadyWork
@@ -81,6 +83,11 @@ class WorldSettings(msgspec.Struct, frozen=True):
     """Whether a message that waits for nothing may overtake one on its link that still waits for the disk, as in a node."""
     writes_at_once: int = 1
     """Persists that one fsync takes, when several wait."""
+    compact_after_bytes: int = 20_000
+    kept_bodies: int = 6
+    """Small, so that every log is compacted many times."""
+    gossip: bool = False
+    """Whether peers gossip, probe and dial; else all links are given to them."""
     rules: Rules | None = None
     """The rules of real rounds (see training.py); None: the world's `work` takes their place."""
 
@@ -109,8 +116,12 @@ class World:
         """Events that peers emitted, by name."""
         self.before_founding: Callable[[Machine], None] = lambda machine: None
         """Prepares the founder's disk."""
+        self.after_founding: Callable[[], None] = lambda: None
+        """Called once the world has its invariants."""
         self.on_delivery: Callable[[Machine, str, bytes], None] | None = None
         """Sees what each machine receives (a liar listens)."""
+        self.on_phase: Callable[[Machine, str], None] | None = None
+        """Hears of every phase that a coordinator's round enters."""
         self._work = work
         self._queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -125,11 +136,14 @@ class World:
                 now=lambda: self.now,
                 later=self.later,
                 deliver=self._deliver,
-                connected=lambda peer, other: self.feed(self.machines[peer], "connected", other),
-                disconnected=lambda peer, other: self.feed(self.machines[peer], "disconnected", other),
+                connected=lambda peer, other: self._tell(peer, "connected", other),
+                disconnected=lambda peer, other: self._tell(peer, "disconnected", other),
                 answers=lambda peer: peer in self.machines and self.machines[peer].runs,
+                plugged=lambda peer: peer in self.machines and self.machines[peer].up,
+                kind_of=kind_of,
                 lost=self._lost,
             ),
+            given=not settings.gossip,
         )
         self.performers: dict[type[Effect], Callable[[Machine, Any], None]] = {
             Send: self._send,
@@ -186,6 +200,7 @@ class World:
         state = rules.state_zero if rules is not None else None
         self.genesis = make_genesis(authority, b"a simulated run", state=state)
         self.invariants = Invariants(self.keyring, self.run_id, self.genesis, self.machines)
+        self.after_founding()
         self.start(machine)
         return machine
 
@@ -218,6 +233,11 @@ class World:
                 settings.rotation_rounds,
                 settings.timing,
                 settings.rules,
+                gossip=settings.gossip,
+                addresses=(machine.id,),
+                bootstrap=tuple(self._addresses_known_to(machine)),
+                compact_after_bytes=settings.compact_after_bytes,
+                kept_bodies=settings.kept_bodies,
             ),
         )
         situation = Situation(stream(self.seed, "work", name), lambda: self.open)
@@ -229,6 +249,15 @@ class World:
         self.feed(machine, "start", self._restored(machine, frames, derive(self.seed, "entropy", name)))
         self.invariants.restarted(machine, peer)
         self.network.add(machine.id)
+
+    def _addresses_known_to(self, machine: Machine) -> list[str]:
+        """Whom it ever had a link with; a new machine was told the address of one that runs (an id is an address here)."""
+        if not machine.known:
+            others = [other for other in self.machines.values() if other.up and other is not machine]
+            if others:
+                chosen = stream(self.seed, "bootstrap", machine.name).choice(others)
+                machine.known[chosen.id] = None
+        return list(machine.known)
 
     @staticmethod
     def _restored(machine: Machine, frames: tuple[bytes, ...], entropy: bytes) -> Restored:
@@ -274,7 +303,7 @@ class World:
 
     @staticmethod
     def _at(peer: Peer) -> str:
-        """What a peer is at, for the coverage table; a coordinator's phases will be those of its round."""
+        """What a peer is at, for the coverage table: a coordinator's phases are those of its round, where rounds are real."""
         agreement = peer.agreement
         replication, ledger = agreement.replication, agreement.voter.ledger
         if not agreement.is_coordinator:
@@ -283,6 +312,13 @@ class World:
             return "opening"
         if replication.transferring is not None:
             return "transferring"
+        if isinstance(peer.work, Rounds):
+            phase = peer.work.coordinator.phase
+            return (
+                str(phase)
+                if peer.work.coordinator.proposed is not None or phase is not Phase.COMPLETED
+                else "idle"
+            )
         if ledger.certified < ledger.height:
             return f"proposed {ledger.records[ledger.certified + 1].header.kind}"
         return "joint" if agreement.committee.joint else "between rounds"
@@ -308,6 +344,17 @@ class World:
             self.crash(machine)
         else:
             self._arm(machine)
+
+    def _tell(self, peer: str, name: str, other: str) -> None:
+        """News of a link, as an input of its own: a link may break while the effects of another input are performed."""
+        machine = self.machines[peer]
+        self.later(0, self._told, machine, machine.life, name, other)
+
+    def _told(self, machine: Machine, life: int, name: str, other: str) -> None:
+        if machine.life == life:
+            if name == "connected":
+                machine.known[other] = None
+            self.feed(machine, name, other)
 
     def _arm(self, machine: Machine) -> None:
         peer = machine.peer
@@ -346,14 +393,20 @@ class World:
     def _persist(self, machine: Machine, effect: Persist) -> None:
         self._note(b"persist", machine, *effect.frames)
         self.invariants.written(effect.frames)
-        machine.persists.append((effect.id, effect.frames))
+        machine.persists.append(effect)
         if len(machine.persists) == 1:
             self._write(machine)
 
     def _write(self, machine: Machine) -> None:
-        count = min(len(machine.persists), self.settings.writes_at_once)
-        machine.writing = count
-        machine.disk.write([frame for at in range(count) for frame in machine.persists[at][1]])
+        """The next fsync: of what waits, some; a persist that replaces the log alone."""
+        if machine.persists[0].replace:
+            machine.writing = 1
+            machine.disk.rewrite(machine.persists[0].frames)
+        else:
+            waiting = islice(machine.persists, self.settings.writes_at_once)
+            batch = list(takewhile(lambda persist: not persist.replace, waiting))
+            machine.writing = len(batch)
+            machine.disk.write([frame for persist in batch for frame in persist.frames])
         low, high = self.settings.disk_ns
         # The disk's own stream: how often it is asked changes nothing elsewhere.
         latency = machine.disk.latency(low, high) + machine.slow_disk_ns
@@ -362,8 +415,9 @@ class World:
     def _synced(self, machine: Machine, life: int) -> None:
         if machine.life != life:
             return
-        numbers = [machine.persists.popleft()[0] for _ in range(machine.writing)]
-        self.invariants.synced(machine, machine.disk.sync())
+        done = [machine.persists.popleft() for _ in range(machine.writing)]
+        numbers = [persist.id for persist in done]
+        self.invariants.synced(machine, machine.disk.sync(), replaced=done[0].replace)
         machine.durable = numbers[-1]
         if machine.persists:
             self._write(machine)
@@ -417,26 +471,28 @@ class World:
             machine.doomed = True
 
     def _dial(self, machine: Machine, effect: Dial) -> None:
-        self.network.add(machine.id)
-        self.later(SECOND, self._dialled, machine, machine.life, effect)
+        life = machine.life
 
-    def _dialled(self, machine: Machine, life: int, effect: Dial) -> None:
-        if machine.life == life:
-            reached = effect.peer in self.network.connected(machine.id)
-            outcome: Outcome = Done() if reached else Failed("cannot be reached")
-            self.feed(machine, "complete", effect.id, outcome)
+        def done(why: str) -> None:
+            if machine.life == life:
+                self.feed(machine, "complete", effect.id, Failed(why) if why else Done())
+
+        self.network.dial(machine.id, effect.peer or effect.addresses[0], done)
 
     def _reach(self, machine: Machine, effect: Reach) -> None:
-        self.later(SECOND, self._reached, machine, machine.life, effect)
+        """A new connection to somebody that is connected: every machine here can be dialled."""
+        trip = self.network.distance(machine.id, effect.peer)
+        self.later(HANDSHAKE_TRIPS * trip, self._reached, machine, machine.life, effect)
 
     def _reached(self, machine: Machine, life: int, effect: Reach) -> None:
         if machine.life == life:
-            there = effect.peer in self.network.connected(machine.id)
-            self.feed(machine, "complete", effect.id, Done(there))
+            self.feed(machine, "complete", effect.id, Done(not self.network.severed(machine.id, effect.peer)))
 
     def _emit(self, machine: Machine, effect: Emit) -> None:
         self.told[effect.event] += 1
         self._note(b"emit", machine, effect.event.encode())
+        if effect.event == "phase" and self.on_phase is not None:
+            self.on_phase(machine, effect.fields["phase"])
 
     # Seen from outside
 

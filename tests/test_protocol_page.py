@@ -90,7 +90,9 @@ def nested(kind: Any) -> Iterator[Kind]:
     """Every struct that a value of this type may hold, itself included."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         yield kind
-        for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[union-attr]
+        info = msgspec.inspect.type_info(kind)
+        assert isinstance(info, msgspec.inspect.StructType)
+        for field in info.fields:
             yield from _held(field.type)
 
 

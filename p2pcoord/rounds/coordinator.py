@@ -58,8 +58,9 @@ RESENT_AT_ONCE = 8
 # Losses come in crowds (a site's link fails): attempts wait this long for the next loss before they are made anew.
 BATCH_LOSSES_NS = 50_000_000
 
-# An attempt in which nothing at all was heard for this long is stuck on somebody frozen that is not yet suspected.
-STALL_NS = 3_000_000_000
+# An attempt in which nothing at all was heard for this long is stuck on somebody frozen that is not yet suspected. Longer
+# than a transfer may go without a byte (2.5 s in node/driver.py): its receiver knows better who is frozen.
+STALL_NS = 4_000_000_000
 
 # What could not be begun (nobody there, the duty on its way to another) is tried again after this long.
 RETRY_NS = 500_000_000
@@ -242,8 +243,18 @@ class RoundCoordinator:
         self._reoffered[sender] = message
         self._initialize(now)
 
+    def _living(self) -> list[str]:
+        return [member for member in self.setting.roster.members if self.setting.fit(member)]
+
+    @property
+    def waits_for_members(self) -> bool:
+        """No round can begin: fewer members live than the run asks for."""
+        if not self.active or self.over or self.phase is not Phase.INITIALIZATION:
+            return False
+        return len(self._living()) < self.setting.rules.minimum_members
+
     def _initialize(self, now: int) -> None:
-        living = [member for member in self.setting.roster.members if self.setting.fit(member)]
+        living = self._living()
         waiting = [member for member in living if member not in self._reoffered]
         if self._asking and waiting and now < self._phase_at + REOFFER_WINDOW_NS:
             self._ask_members(now)
@@ -484,6 +495,8 @@ class RoundCoordinator:
         usable = self._usable()
         assigned = len(self.plan.assignments) if self.plan else 1
         if not usable or len(usable) < rules.minimum_share * assigned:
+            # What still comes of the attempt before is of no use: its losses stand.
+            self.attempt, self.attempt_name, self.result = None, b"", None
             self._enter(Phase.GRADIENT_COLLECTION, now)
             self._waiting_since = now
             self.lost = {member: why for member, why in self.lost.items() if not setting.alive(member)}
@@ -551,7 +564,7 @@ class RoundCoordinator:
                 owing = [member for member in self._audience() if member not in self.reports]
             case _:
                 owing = [member for member in self.attempt.tree.members if member not in self.shares]
-        for member in [m for m in owing if self.setting.alive(m) and m != self.setting.me][:RESENT_AT_ONCE]:
+        for member in [member for member in owing if self.setting.alive(member)][:RESENT_AT_ONCE]:
             self._tell_attempt(member)
 
     def _needed(self, member: str) -> bool:

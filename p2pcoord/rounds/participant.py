@@ -567,6 +567,8 @@ class Participant:
         setting, coordinator = self.setting, self.coordinator
         if entry is None:
             return
+        if entry.combining or (entry.stepping and entry.state is None):
+            setting.send(coordinator, Progress(name))  # tensor work of many seconds is not a stall
         if entry.result is not None and entry.result.sender == setting.me:
             setting.send(coordinator, ResultMessage(entry.result))
         if entry.partial is not None:

@@ -83,7 +83,7 @@ class Rounds:
             self.coordinator.certified(now)
         self._follow_duty(now)
         self.coordinator.tick(now)
-        self._rest()
+        self._rest(now)
 
     def _tell(self, record: Record) -> None:
         metrics = self.metrics.newest
@@ -155,7 +155,7 @@ class Rounds:
         self._follow_duty(now)
         self.participant.tick(now)
         self.coordinator.tick(now)
-        self._rest()
+        self._rest(now)
 
     def next_deadline(self) -> int:
         times = [self.participant.next_deadline(), self.coordinator.next_deadline()]
@@ -183,11 +183,17 @@ class Rounds:
         elif not self.agreement.is_coordinator and self.coordinator.active:
             self.coordinator.end()
 
-    def _rest(self) -> None:
-        """When nothing is left to do, heartbeats slow down."""
-        self.agreement.replication.resting = (
-            self.over and self.setting.voter.ledger.certified == self.setting.voter.ledger.height
-        )
+    def _rest(self, now: int) -> None:
+        """When nothing is left to do, or nothing can be done until more members come, heartbeats slow down.
+
+        Not while a learner is fed, though: the committee grows by the answers to heartbeats.
+        """
+        replication, ledger = self.agreement.replication, self.setting.voter.ledger
+        nothing = self.over or (self.coordinator.waits_for_members and not replication.learners)
+        rests = nothing and ledger.certified == ledger.height
+        if replication.resting and not rests:
+            replication.wake(now)
+        replication.resting = rests
 
     def status(self, now: int) -> dict[str, Any]:
         """The round as this peer sees it: the coordinator knows, a member infers it from what it was sent."""

@@ -24,7 +24,9 @@ from tests.namespaces.running_node import (
 )
 from tests.namespaces.runs import WORKLOADS, run_file
 
-pytestmark = pytest.mark.slow  # each mistake is a process that loads everything first: minutes on a busy machine
+pytestmark = (
+    pytest.mark.slow
+)  # each mistake is a process that loads everything first: minutes on a busy machine
 
 SMALL = f"{WORKLOADS}:Small"
 ANYWHERE = ("--listen", "/ip4/127.0.0.1/tcp/0", "--device", "cpu")
@@ -95,9 +97,7 @@ def test_an_address_at_which_something_else_answers(tmp_path: Path, founder: Run
         thread.start()
         port = server.getsockname()[1]
         told = fails(tmp_path / "a", "--bootstrap", f"127.0.0.1:{port}", "--secret", secret)
-    assert told.startswith(
-        f"no node answers at 127.0.0.1:{port} (127.0.0.1:{port} is no p2pcoord node"
-    )
+    assert told.startswith(f"no node answers at 127.0.0.1:{port} (127.0.0.1:{port} is no p2pcoord node")
 
 
 @pytest.mark.parametrize("address", ["somewhere", "/ip4/127.0.0.1/udp/4001", "127.0.0.1:99999"])

@@ -150,6 +150,8 @@ class Dropped(msgspec.Struct):
     """Whether that certificate's contributors hold the member that was cut off."""
     back_s: float = 0.0
     """From healing to a certificate with all of them."""
+    untrue: list[str] = []
+    """Commits of this run that two nodes tell differently, or that name somebody who did not train for them."""
 
 
 def drop_in_transfer(folder: Path, times: int, *, hold_s: float = 20.0) -> list[Dropped]:
@@ -179,8 +181,27 @@ def drop_in_transfer(folder: Path, times: int, *, hold_s: float = 20.0) -> list[
             net.heal()
             healed_at = time.time()
             seen.back_s = _until_all_contribute(nodes, HEAL_S, since=healed_at) - healed_at
+            seen.untrue = _untrue(nodes)
             found.append(seen)
     return found
+
+
+def _untrue(nodes: list[RunningNode]) -> list[str]:
+    """Commits whose contributors are not who is in them, by the events of the contributors themselves."""
+    trained = {node.peer_id: {event["version"] for event in node.events("trained")} for node in nodes}
+    told: dict[int, list[str]] = {}
+    wrong = []
+    for node in nodes:
+        for commit in node.commits():
+            version, contributors = commit["version"], commit["contributors"]
+            if told.setdefault(version, contributors) != contributors:
+                wrong.append(f"{node.name}: version {version} by {contributors}, elsewhere {told[version]}")
+            wrong += [
+                f"{node.name}: version {version} names {peer}, which did not train for it"
+                for peer in contributors
+                if version not in trained[peer]
+            ]
+    return wrong
 
 
 def _leading(nodes: list[RunningNode]) -> RunningNode:

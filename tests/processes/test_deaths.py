@@ -12,6 +12,7 @@ from tests.processes.deaths import come_back, freeze, kill_in_transfer, other_th
 from tests.processes.network import LARGE, Network, at, run_file
 
 
+@pytest.mark.slow
 def test_a_member_killed_in_mid_transfer_is_left_out_and_comes_back(tmp_path: Path) -> None:
     with Network(tmp_path, run_file(parameters=LARGE, members=3)) as network:
         network.found(4)

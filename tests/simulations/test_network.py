@@ -25,6 +25,8 @@ class Harness:
             connected=lambda end, other: self.told.append((self.now, "up", end, other)),
             disconnected=lambda end, other: self.told.append((self.now, "down", end, other)),
             answers=lambda machine: machine not in self.down,
+            plugged=lambda machine: machine not in self.down,
+            kind_of=lambda data: data[:1].decode(),
             lost=lambda data, how: self.lost.append(how),
         )
         self.network = Network(seed, Weather(), host)
