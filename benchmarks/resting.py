@@ -132,10 +132,12 @@ def main() -> None:
         sys.exit(reason)
     for name, rest in (("waiting", waiting), ("over", over)):
         if arguments.only in (None, name):
-            with tempfile.TemporaryDirectory(prefix="p2pcoord-resting-") as folder:
-                with rest(arguments.nodes, Path(folder)) as (nodes, hosts):
-                    time.sleep(SETTLE_S)
-                    show(name, measure(nodes, hosts, arguments.seconds), arguments.seconds)
+            with (
+                tempfile.TemporaryDirectory(prefix="p2pcoord-resting-") as folder,
+                rest(arguments.nodes, Path(folder)) as (nodes, hosts),
+            ):
+                time.sleep(SETTLE_S)
+                show(name, measure(nodes, hosts, arguments.seconds), arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,14 @@ MAX_NESTING = 24
 T = TypeVar("T")
 
 
+def _refuse_big_integer(*_: object) -> None:
+    """CBOR's tags 2 and 3 carry integers of any size; none of ours needs more than 64 bits, and no float holds them."""
+    raise ValueError("an integer beyond 64 bits")
+
+
+_NO_BIG_INTEGERS = {2: _refuse_big_integer, 3: _refuse_big_integer}
+
+
 def encode(value: Any) -> bytes:
     """Canonical CBOR of a struct (or of builtins)."""
     return cbor2.dumps(msgspec.to_builtins(value, builtin_types=(bytes,)), canonical=True)
@@ -44,6 +52,7 @@ def decode(data: bytes, kind: type[T], *, limit: int = MAX_MESSAGE_BYTES) -> T:
             allow_indefinite=False,
             allow_duplicate_keys=False,
             strict_hashable_types=True,
+            semantic_decoders=_NO_BIG_INTEGERS,
         )
     except Exception as error:  # the decoder raises what it likes on hostile bytes
         raise RemoteError("malformed", f"no CBOR: {error}") from None

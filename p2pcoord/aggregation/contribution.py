@@ -13,6 +13,9 @@ from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.identity import Authority, Statement
 
+# 2**53 samples, steps or nanoseconds: exact as a float, and more than any round has.
+MAX_COUNT = 1 << 53
+
 
 class ContributionHeader(Statement, frozen=True, tag="contribution"):
     """`base` is the root of the state trained from; `norm` is the L2 norm of the pseudo-gradient; `loss` the mean training
@@ -40,7 +43,8 @@ class ContributionHeader(Statement, frozen=True, tag="contribution"):
 def check_header(header: ContributionHeader, authority: Authority, content_bytes: int) -> None:
     """Raises RemoteError: "bad_contribution" for impossible numbers or a size that no contribution of this run has,
     "bad_signature"."""
-    if header.samples < 1 or header.steps < 1 or header.computation_ns < 0:
+    counts = (header.samples, header.steps, header.computation_ns)
+    if header.samples < 1 or header.steps < 1 or not all(0 <= count <= MAX_COUNT for count in counts):
         raise RemoteError("bad_contribution", f"{header.samples} samples in {header.steps} steps")
     if not (math.isfinite(header.norm) and header.norm >= 0 and math.isfinite(header.loss)):
         raise RemoteError("bad_contribution", f"norm {header.norm}, loss {header.loss}")

@@ -15,9 +15,12 @@ newest plan shown is kept.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from p2pcoord.aggregation.contribution import ContributionHeader, check_header
+import msgspec
+
+from p2pcoord.aggregation.contribution import MAX_COUNT, ContributionHeader, check_header
 from p2pcoord.consensus.ledger import Counted, Round
 from p2pcoord.consensus.replication import Replication
 from p2pcoord.content import ContentRef
@@ -40,7 +43,7 @@ from p2pcoord.messages import (
 from p2pcoord.rounds.attempt import Attempt, Result, make_attempt
 from p2pcoord.rounds.participant import Participant
 from p2pcoord.rounds.phases import FOLLOWS, RECONFIGURABLE, Phase
-from p2pcoord.rounds.plan import MAX_ASSIGNMENTS, Assignment, Plan, deal, replaced, split
+from p2pcoord.rounds.plan import MAX_ASSIGNMENTS, Assignment, Plan, check_plan, deal, replaced, split
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.run_config import derive_seed
 from p2pcoord.synchronization.bsp import Closing, closing
@@ -73,6 +76,14 @@ FIRST_BACKOFF_NS = 1_000_000_000
 MAX_BACKOFF_NS = 60_000_000_000
 
 
+# Offers remembered in a round: each assignment finished by two members, on average.
+MAX_OFFERED = 2 * MAX_ASSIGNMENTS
+
+# What a workload measures: names and their number end up in the record.
+MAX_MEASURES = 64
+MAX_MEASURE_NAME = 64
+
+
 class RoundCoordinator:
     """Makes rounds while its peer coordinates. `begin` when its term's opening is certified, `end` when it steps down."""
 
@@ -92,6 +103,11 @@ class RoundCoordinator:
         self.plan: Plan | None = None
         self.accepted: set[str] = set()
         self.headers: dict[tuple[int, int], ContributionHeader] = {}
+        """The contribution that counts for each (version, assignment)."""
+        self._offered: dict[tuple[int, str], ContributionHeader] = {}
+        """All that was offered, by assignment and contributor."""
+        self._given: dict[int, dict[str, None]] = {}
+        """To whom each assignment was ever given in this round, in order."""
         self.attempt: Attempt | None = None
         self.attempt_name = b""
         self.number = 0
@@ -238,6 +254,9 @@ class RoundCoordinator:
             self.setting.authority.check(message.plan.coordinator, message.plan)
             if message.plan.parent != self.participant.state.root or message.plan.version != message.version:
                 raise RemoteError("bad_plan", "a plan for another state")
+            if not self.setting.coordinates(message.plan.coordinator, message.plan.term):
+                raise RemoteError("not_coordinator", f"a plan by {message.plan.coordinator}")
+            check_plan(message.plan, self.setting.rules.train_length)
         for header in message.headers:
             self._admit(sender, header)
         self._reoffered[sender] = message
@@ -270,6 +289,8 @@ class RoundCoordinator:
         ):
             shown.append(self.participant.plan)
         newest = max(shown, key=lambda plan: plan.rank, default=None)
+        for earlier in shown:
+            self._remember_given(earlier)
         if newest is None:
             self._plan(self._deal(living), now)
         else:
@@ -316,11 +337,17 @@ class RoundCoordinator:
             )
         )
         self.accepted = set()
+        self._remember_given(self.plan)
+        self._sort_in()
         if self.phase is Phase.INITIALIZATION:
             self._enter(Phase.TASK_DISTRIBUTION, now)
             self._waiting_since = now
         self._send_plan(now)
         self._close(now)
+
+    def _remember_given(self, plan: Plan) -> None:
+        for assignment in plan.assignments:
+            self._given.setdefault(assignment.index, {})[assignment.member] = None
 
     def _send_plan(self, now: int) -> None:
         if self.plan is None:
@@ -367,8 +394,22 @@ class RoundCoordinator:
         self.setting.see(header)
         if not self.setting.roster.is_member(sender):
             raise RemoteError("stranger", "offers a contribution")
-        if self.attempt is None or header.slot not in {entry.slot for entry in self.attempt.entries}:
-            self.headers.setdefault(header.slot, header)
+        if 0 <= header.assignment < MAX_ASSIGNMENTS and len(self._offered) < MAX_OFFERED:
+            self._offered.setdefault((header.assignment, sender), header)
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        """Counts what was offered by whom the plan gave it, now or before a revision; an assignment counts once."""
+        if self.plan is None:
+            return
+        for assignment in self.plan.assignments:
+            slot = (self.plan.version, assignment.index)
+            if slot not in self.headers:
+                for member in (assignment.member, *self._given.get(assignment.index, ())):
+                    header = self._offered.get((assignment.index, member))
+                    if header is not None and self.setting.alive(member):
+                        self.headers[slot] = header
+                        break
 
     def on_training_failed(self, sender: str, message: TrainingFailed, now: int) -> None:
         if not self.active or self.plan is None or message.version != self.plan.version:
@@ -637,7 +678,10 @@ class RoundCoordinator:
             self._attempt(now)
 
     def on_progress(self, sender: str, message: Progress, now: int) -> None:
-        if self.active and message.attempt == self.attempt_name and self.attempt is not None:
+        """Only who has a part in the sum speaks for it, and not for longer than the barrier."""
+        if not self.active or message.attempt != self.attempt_name or self.attempt is None:
+            return
+        if sender in self.attempt.tree and now - self._attempt_at < self.setting.rules.barrier_ns:
             self._heard_at = now
 
     def _keep_attempt_alive(self, now: int) -> None:
@@ -654,6 +698,14 @@ class RoundCoordinator:
                     return
         elif self.result is not None and not self.reports:
             self._lose(self.result.sender, "nobody could have the result from it", now)
+        elif self.phase is Phase.MODEL_UPDATE and self._all_voters_reported():
+            states = {peer: state.root.hex()[:16] for peer, (state, _) in self.reports.items()}
+            self.setting.outbox.emit("states-differ", version=self.participant.version + 1, states=states)
+            self._refuse("the voters computed different states", now)
+
+    def _all_voters_reported(self) -> bool:
+        voters = self.setting.voter.ledger.committee.everyone
+        return all(voter in self.reports or not self.setting.alive(voter) for voter in voters)
 
     def _blocks(self, member: str) -> bool:
         """Whether `member` has all that it sums, and has not summed it."""
@@ -693,11 +745,14 @@ class RoundCoordinator:
     def on_report(self, sender: str, message: Report, now: int) -> None:
         if not self.active or message.attempt != self.attempt_name or self.result is None:
             return
-        if not message.finite:
-            self._refuse("the new state is not finite", now)
+        if sender not in self._audience():
             return
         self.reports[sender] = (message.state, message.finite)
         self._heard_at = now
+        broken = {peer for peer, (_, finite) in self.reports.items() if not finite}
+        if self.setting.me in broken or self.setting.voter.ledger.committee.is_quorum(broken):
+            self._refuse("the new state is not finite", now)
+            return
         if self.phase is Phase.MODEL_UPDATE and self._agreed_state() is not None:
             self._enter(Phase.VALIDATION, now)
             self._conclude(now)
@@ -707,7 +762,7 @@ class RoundCoordinator:
         committee = self.setting.voter.ledger.committee
         for state in {state for state, _ in self.reports.values()}:
             if committee.is_quorum(
-                {peer for peer, (reported, _) in self.reports.items() if reported == state}
+                {peer for peer, (reported, finite) in self.reports.items() if reported == state and finite}
             ):
                 return state
         return None
@@ -717,8 +772,9 @@ class RoundCoordinator:
     def on_share(self, sender: str, message: Share, now: int) -> None:
         if not self.active or message.attempt != self.attempt_name or self.attempt is None:
             return
-        if sender not in self.attempt.tree or message.samples < 0:
+        if sender not in self.attempt.tree:
             return
+        message = _usable_share(message)
         self.shares[sender] = message
         if message.failed:
             self.setting.outbox.emit("validation-failed", peer=sender, reason=message.failed)
@@ -740,9 +796,14 @@ class RoundCoordinator:
         waiting = [m for m in attempt.tree.members if m not in self.shares and self.setting.alive(m)]
         if waiting and now < self._phase_at + plan.barrier_ns:
             return
+        failed = {member: share.failed for member, share in self.shares.items() if share.failed}
+        if self.setting.me in failed or 2 * len(failed) > len(attempt.tree.members):
+            self._refuse(
+                f"validation failed: {failed.get(self.setting.me) or next(iter(failed.values()))}", now
+            )
+            return
         metrics = self._metrics(attempt, result, now)
-        broken = [name for name, value in metrics if value != value or value in (float("inf"), float("-inf"))]
-        if broken:
+        if broken := [name for name, value in metrics if not math.isfinite(value)]:
             self._refuse(f"{', '.join(broken)} not finite", now)
             return
         body = Round(
@@ -834,3 +895,19 @@ class RoundCoordinator:
             "phase": str(self.phase),
             "deadline_s": None if deadline is None else max(deadline - now, 0) / 1e9,
         }
+
+
+def _usable_share(share: Share) -> Share:
+    """The share, or what is wrong with it as its `failed`: one member's numbers neither stop a round nor fill its record."""
+    names = [name for name, _ in share.measure_sums]
+    values = [share.loss_sum, *(value for _, value in share.measure_sums)]
+    wrong = share.failed
+    if not 0 <= share.samples <= MAX_COUNT or not all(math.isfinite(value) for value in values):
+        wrong = "its sums are not finite"
+    elif (
+        len(names) > MAX_MEASURES
+        or len(set(names)) != len(names)
+        or any(len(n) > MAX_MEASURE_NAME for n in names)
+    ):
+        wrong = "it measures too much, or one thing twice"
+    return msgspec.structs.replace(share, failed=wrong)

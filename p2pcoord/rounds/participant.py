@@ -64,7 +64,7 @@ from p2pcoord.messages import (
 )
 from p2pcoord.optimization.optimizer import agrees
 from p2pcoord.rounds.attempt import Attempt, Partial, Result, check_attempt
-from p2pcoord.rounds.plan import Assignment, Plan
+from p2pcoord.rounds.plan import Assignment, Plan, check_plan
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.run_config import derive_seed
 
@@ -168,6 +168,7 @@ class Participant:
         if not self.setting.coordinates(plan.coordinator, plan.term):
             raise RemoteError("not_coordinator", f"a plan by {plan.coordinator} in term {plan.term}")
         self.setting.authority.check(plan.coordinator, plan)
+        check_plan(plan, self.setting.rules.train_length)
         if plan.parent != self.state.root:
             raise RemoteError("bad_plan", f"trains from another state than version {self.version}")
         if self.plan is None or plan.rank > self.plan.rank:
@@ -594,7 +595,7 @@ class Participant:
         self.state = ContentRef(body.state, body.state_bytes)
         self._last_round = body
         if computed is not None and computed != self.state:
-            self._note_mismatch()
+            self._note_mismatch(computed)
         if self._training is not None:
             setting.cancel(self._training[1])
             self._training = None
@@ -619,11 +620,11 @@ class Participant:
             setting.outbox.put(Discard(gone))
         self._content = {root: what for root, what in self._content.items() if root in kept}
 
-    def _note_mismatch(self) -> None:
+    def _note_mismatch(self, computed: ContentRef) -> None:
         """The certified state is fetched; a voter to whom this happens twice has hardware or libraries to look at."""
         self.mismatches += 1
         self.setting.outbox.emit(
-            "state-differs", version=self.version, here="computed", certified=self.state.root.hex()
+            "state-differs", version=self.version, here=computed.root.hex(), certified=self.state.root.hex()
         )
         if self.mismatches > 1:
             self.setting.voter.silenced = (

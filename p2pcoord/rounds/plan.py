@@ -11,10 +11,11 @@ from itertools import pairwise
 
 import msgspec
 
+from p2pcoord.errors import RemoteError
 from p2pcoord.identity import Statement
 
-# Plans travel whole to every member: at about 80 bytes an assignment this is 800 KiB, within a message.
-MAX_ASSIGNMENTS = 10_000
+# A round's record names every contribution in about 67 bytes, and a body holds 64 KiB.
+MAX_ASSIGNMENTS = 900
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -46,6 +47,16 @@ class Plan(Statement, frozen=True, tag="plan"):
 
     def of(self, member: str) -> tuple[Assignment, ...]:
         return tuple(assignment for assignment in self.assignments if assignment.member == member)
+
+
+def check_plan(plan: Plan, train_length: int) -> None:
+    """Raises RemoteError("bad_plan") for indices that repeat or are too many, and ranges outside the training data."""
+    indices = [assignment.index for assignment in plan.assignments]
+    if not 1 <= len(indices) <= MAX_ASSIGNMENTS or sorted(indices) != list(range(len(indices))):
+        raise RemoteError("bad_plan", f"{len(indices)} assignments, not numbered from 0")
+    for assignment in plan.assignments:
+        if any(not 0 <= low < high <= train_length for low, high in assignment.ranges):
+            raise RemoteError("bad_plan", f"assignment {assignment.index} lies outside the training data")
 
 
 def deal(length: int, parts: int, version: int, offset: int) -> list[Ranges]:
