@@ -20,7 +20,7 @@ from p2pcoord.consensus.ledger import Genesis, Ledger, Members, Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated, Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Life, PeerFrame, Slot
+from p2pcoord.frames import Checked, Life, PeerFrame, Slot
 from p2pcoord.identity import Authority, Signer, Verify, verify_ed25519
 from p2pcoord.outbox import Outbox
 from p2pcoord.rounds.participation import Roster
@@ -147,8 +147,10 @@ class Replay:
         elif isinstance(frame, Certified):
             for record in self._voter.ledger.certify(frame.certificate):
                 self._certified(record)
-        else:
+        elif isinstance(frame, Slot):
             self._slot(frame)
+        else:
+            self._checked(frame)
 
     def _begin(self, genesis: Record) -> None:
         body = genesis.body
@@ -203,6 +205,12 @@ class Replay:
                 f"two headers in one slot: round {header.origin_round}, assignment {header.assignment}, "
                 f"life {header.incarnation}"
             )
+
+    def _checked(self, frame: Checked) -> None:
+        self._authority.check(frame.attempt.coordinator, frame.attempt)
+        self._authority.check(frame.result.sender, frame.result)
+        for header in frame.headers:
+            self._authority.check(header.contributor, header)
 
     def _certified(self, record: Record) -> None:
         """What a record says, once the chain before it is certain."""

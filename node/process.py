@@ -67,6 +67,9 @@ LEAVE_S = 4.0
 SERVE_S = 60.0
 WATCH_S = 0.5
 
+# Too few voters in reach for so long is told. A newcomer has dialled all of them by then.
+QUORUM_LOST_S = 3.0
+
 
 class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The command line of `p2pcoord node`."""
@@ -456,14 +459,17 @@ class _Node:
     async def _watch_quorum(self) -> None:
         """Tells when too few voters can be reached for the run to go on, and when there is a coordinator again. An election
         among enough of them is neither."""
-        lost = False
+        lost, since = False, trio.current_time()
         while True:
             await trio.sleep(WATCH_S)
             if self.peer is None or not self.peer.is_member:
+                since = trio.current_time()
                 continue
             quorum = quorum_of(self.peer, self.driver.now())
             told = {name: quorum[name] for name in ("reachable", "needed", "missing")}
-            if not lost and not quorum["held"] and quorum["reachable"] < quorum["needed"]:
+            if quorum["held"] or quorum["reachable"] >= quorum["needed"]:
+                since = trio.current_time()
+            if not lost and trio.current_time() - since >= QUORUM_LOST_S:
                 lost = True
                 self._event("quorum-lost", told)
             elif lost and quorum["held"]:

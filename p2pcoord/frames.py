@@ -1,9 +1,10 @@
-"""Everything a peer writes to its log: the frames of consensus, and two of its own."""
+"""Everything a peer writes to its log: the frames of consensus, and three of its own."""
 
 from __future__ import annotations
 
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.voter import AnyFrame, Frame
+from p2pcoord.rounds.attempt import Attempt, Result
 
 
 class Life(Frame, frozen=True, tag="life"):
@@ -18,4 +19,13 @@ class Slot(Frame, frozen=True, tag="slot"):
     header: ContributionHeader
 
 
-PeerFrame = AnyFrame | Life | Slot
+class Checked(Frame, frozen=True, tag="checked"):
+    """An attempt whose round this log is about to hold, with its result: what any other voter needs in order to check the
+    round too, even if all who made it die in one moment."""
+
+    attempt: Attempt
+    headers: tuple[ContributionHeader, ...]
+    result: Result
+
+
+PeerFrame = AnyFrame | Life | Slot | Checked

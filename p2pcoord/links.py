@@ -4,7 +4,8 @@ A small run is a full mesh. In a larger one a peer stays connected to the voters
 to a few others at random for gossip, so that connections per peer stay flat as the run grows. A connection that closed is
 dialled again at once: whether that works decides, within a round trip, if the other is dead (`gossip/membership.py`).
 
-A peer that knows nobody (a joiner, or one that lost everybody) dials the addresses that it was given or that it remembers.
+A peer that knows nobody (a joiner, or one that lost everybody), or less than half of those it should be connected to, dials
+the addresses that it was given or that it remembers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ RANDOM_LINKS = 12
 # A dial that failed is tried again after 1, 2, 4 ... s, at most half a minute.
 FIRST_BACKOFF_NS = 1_000_000_000
 MAX_BACKOFF_NS = 30_000_000_000
+
+# An address that answered is tried again after this long, as long as this peer is with a minority.
+REPEAT_NS = 5_000_000_000
 
 # Dials at a time: each costs a handshake of 25-55 ms of CPU on both sides.
 MAX_DIALS = 8
@@ -88,6 +92,9 @@ class Links:
     def on_disconnected(self, peer: str, now: int) -> None:
         """Dials again at once: the outcome tells a lost connection from a lost peer."""
         self.connected.discard(peer)
+        if not self.connected:
+            for address in self._bootstrap:
+                self._backoff.pop(address, None)
         if peer in self._wanted:
             self._dial(peer, now)
 
@@ -116,6 +123,8 @@ class Links:
             return False
         if isinstance(outcome, Done):
             self._backoff.pop(target, None)
+            if target in self._bootstrap:  # perhaps somebody it is connected to anyhow: not again so soon
+                self._backoff[target] = _Backoff(now + REPEAT_NS, FIRST_BACKOFF_NS)
             return True
         before = self._backoff.get(target)
         wait = min(2 * before.wait_ns, MAX_BACKOFF_NS) if before else FIRST_BACKOFF_NS
@@ -132,7 +141,7 @@ class Links:
         for peer in self._wanted:
             if peer not in self.connected and peer not in under_way and self._may_dial(peer, now):
                 self._dial(peer, now)
-        if not self.connected:
+        if self._lonely:
             for address in self._bootstrap:
                 if (
                     address not in under_way
@@ -145,6 +154,12 @@ class Links:
             for target, backoff in self._backoff.items()
             if target in self._wanted or target in self._bootstrap
         }
+
+    @property
+    def _lonely(self) -> bool:
+        """Whether it is connected to nobody, or to less than half of those it should be: perhaps to some who are as lost
+        as it is, none of whom knows an address of the others."""
+        return not self.connected or 2 * len(self.connected.intersection(self._wanted)) < len(self._wanted)
 
     def _may_dial(self, target: str, now: int) -> bool:
         backoff = self._backoff.get(target)

@@ -25,7 +25,7 @@ from p2pcoord.consensus.ledger import CommitteeChange, Fork, Members, Record, Ro
 from p2pcoord.consensus.voter import Timing
 from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Life, PeerFrame, Slot
+from p2pcoord.frames import Checked, Life, PeerFrame, Slot
 from p2pcoord.gossip.gossip import Gossip
 from p2pcoord.gossip.records import CapabilityProfile, PeerRecord
 from p2pcoord.identity import Authority
@@ -174,7 +174,7 @@ class Peer:
         )
         frames = _decoded(restored.frames)
         self.outbox.written_bytes = sum(map(len, restored.frames))
-        self.agreement.start([f for f in frames if not isinstance(f, Life | Slot)], now)
+        self.agreement.start([f for f in frames if not isinstance(f, Life | Slot | Checked)], now)
         self._begin_incarnation(1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0))
         if settings.gossip:
             self._start_gossip(now)
@@ -234,7 +234,8 @@ class Peer:
         rounds = Rounds(setting, self.agreement)
         slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
         ledger = self.agreement.voter.ledger
-        rounds.restore(ledger.records[: ledger.certified + 1], slots, contents, self._now)
+        checked = [frame for frame in frames if isinstance(frame, Checked)]
+        rounds.restore(ledger.records[: ledger.certified + 1], slots, checked, contents, self._now)
         return rounds
 
     def receive(self, sender: str, data: bytes, now: int) -> list[Effect]:
@@ -448,6 +449,7 @@ class Peer:
         frames: list[msgspec.Struct] = [*voter.compacted_frames(height), Life(self.incarnation)]
         if isinstance(self.work, Rounds):
             frames += [Slot(header) for header in self.work.participant.slots.values()]
+            frames += self.work.participant.checked()
         self.outbox.persist(frames, replace=True)
         self.outbox.emit("compacted", height=max(height, 0), size_bytes=self.outbox.written_bytes)
         # What cannot be dropped any more must not make every certificate rewrite the whole file.

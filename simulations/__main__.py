@@ -1,4 +1,5 @@
-"""python -m simulations --peers N --seeds A..B --faults none|crashes|loss|partitions|all --rounds R [--json]"""
+"""python -m simulations --peers N --seeds A..B --faults none|crashes|loss|partitions|all --rounds R [--work training|steady]
+[--coverage] [--json]"""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import argparse
 import sys
 
 from p2pcoord.errors import UserError
+from simulations.coverage import tables
 from simulations.faults import FAMILIES
 from simulations.report import Report, Summary
 from simulations.sweep import as_json, parse_seeds, simulate
@@ -19,10 +21,11 @@ def main() -> int:
     parser.add_argument("--seeds", default="1", help="a seed, or A..B")
     parser.add_argument("--faults", choices=list(FAMILIES), default="all")
     parser.add_argument("--rounds", type=int, default=10, help="certified versions at least")
-    parser.add_argument("--work", choices=["steady", "training"], default="steady", help="what rounds do")
+    parser.add_argument("--work", choices=["training", "steady"], default="training", help="what rounds do")
     parser.add_argument("--scenario", default="", help="a scenario file instead of the three above")
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="the summary as one line of JSON")
+    parser.add_argument("--coverage", action="store_true", help="two tables: what the seeds hit and missed")
     given = parser.parse_args()
     out = sys.stdout.write
 
@@ -44,16 +47,25 @@ def main() -> int:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    out(as_json(summary) + "\n" if given.json else told(summary))
+    if given.json:
+        out(as_json(summary) + "\n")
+    elif given.coverage:
+        out(headline(summary) + "\n\n" + tables(summary.coverage))
+    else:
+        out(told(summary))
     return 1 if summary.violations else 0
+
+
+def headline(summary: Summary) -> str:
+    return (
+        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s\n"
+        f"{summary.violations} violations; at least version {summary.committed_version}"
+    )
 
 
 def told(summary: Summary) -> str:
     """For people: the figures, and the tables of what was hit."""
-    lines = [
-        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s",
-        f"{summary.violations} violations; at least version {summary.committed_version}",
-    ]
+    lines = [headline(summary)]
     for title, table in (
         ("faults", summary.coverage.faults),
         ("crashes: role / at", summary.coverage.crashes),

@@ -393,7 +393,34 @@ class Director:
             machine.slow_disk_ns = 0
             machine.crash_when = None
             world.thaw(machine)
-            world.start(machine)
+        lost = self._lost()
+        for machine in lost:
+            world.crash(machine)
+            machine.known.clear()
+        for machine in list(world.machines.values()):
+            if machine not in lost:
+                world.start(machine)
+        for machine in lost:
+            world.later(SECOND, world.start, machine)
+
+    def _lost(self) -> list[Machine]:
+        """Machines that no chain of links joins to the committee and that never got in, or know nobody who is left: their
+        owners see that, and start them again with the address of one that is in."""
+        machines = self.world.machines
+        reached = {voter for voter in self._newest_committee().everyone if voter in machines}
+        todo = list(reached)
+        while todo:
+            for other in self.world.network.connected(todo.pop()):
+                if other not in reached:
+                    reached.add(other)
+                    todo.append(other)
+        return [
+            machine
+            for machine in machines.values()
+            if machine.peer is not None
+            and machine.id not in reached
+            and (not machine.peer.is_member or all(machines[other].gone for other in machine.known))
+        ]
 
     # The adversary
 

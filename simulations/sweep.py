@@ -53,7 +53,7 @@ def run_scenario(
 
 
 def run_seed(
-    seed: int, *, peers: int, faults: str, rounds: int, work: WorkName = "steady", mutant: str = ""
+    seed: int, *, peers: int, faults: str, rounds: int, work: WorkName = "training", mutant: str = ""
 ) -> Report:
     """The scenario that this seed draws."""
     return run_scenario(seed, draw_scenario(seed, peers, faults, rounds, work), mutant=mutant)
@@ -69,7 +69,7 @@ def simulate(
     seeds: Sequence[int] = (1,),
     faults: str = "all",
     rounds: int = 10,
-    work: WorkName = "steady",
+    work: WorkName = "training",
     scenario: str = "",
     processes: int | None = None,
     progress: Callable[[Report], None] = lambda report: None,

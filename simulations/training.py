@@ -8,6 +8,7 @@ fetcher waiting, who does not have it says so at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 
 from p2pcoord.aggregation.mean import PARTIAL
 from p2pcoord.content import ContentRef
@@ -46,6 +47,10 @@ COMPUTE_NS = 3 * MILLISECOND
 """Combine, step, validate: memory bandwidth on a small state."""
 
 
+TRAINER_FAILS = 0.01
+"""Share of trainings that end in an error: out of memory, a killed trainer."""
+
+
 class Missing(Exception):
     """What an effect works on is not on this disk."""
 
@@ -58,6 +63,7 @@ class Training:
         self.made: dict[bytes, bytes] = {}
         self.fetched: int = 0
         self._speeds: dict[str, int] = {}
+        self._trainers: dict[str, Random] = {}
         world.before_founding = lambda founder: self._store(founder, quadratic.STATE_ZERO)
         world.after_founding = self._watch
         world.performers |= {
@@ -225,12 +231,21 @@ class Training:
             self._speeds[machine.id] = random.choice((50, 80, 150, 400)) * MILLISECOND
         return self._speeds[machine.id]
 
+    def _failures(self, machine: Machine) -> Random:
+        if machine.id not in self._trainers:
+            self._trainers[machine.id] = stream(self.world.seed, "trainer", machine.id)
+        return self._trainers[machine.id]
+
     def _train(self, machine: Machine, effect: Train) -> None:
         wall = self._speed(machine)
         slot = (effect.version, effect.assignment)
         self.world.invariants.trains(machine, slot)
 
+        fails = self._failures(machine).random() < TRAINER_FAILS
+
         def outcome() -> Outcome:
+            if fails:
+                return Failed("the trainer died")
             data, samples, norm, loss = quadratic.train(self._read(machine, effect.base), effect.ranges)
             ref = self.keep(machine, data, durable=True)
             self.world.invariants.trained(machine, slot)

@@ -254,6 +254,8 @@ class World:
         """Whom it ever had a link with; a new machine was told the address of one that runs (an id is an address here)."""
         if not machine.known:
             others = [other for other in self.machines.values() if other.up and other is not machine]
+            members = [other for other in others if other.peer is not None and other.peer.is_member]
+            others = members or others
             if others:
                 chosen = stream(self.seed, "bootstrap", machine.name).choice(others)
                 machine.known[chosen.id] = None

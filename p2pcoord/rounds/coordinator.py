@@ -793,7 +793,8 @@ class RoundCoordinator:
             or self.phase is not Phase.VALIDATION
         ):
             return
-        waiting = [m for m in attempt.tree.members if m not in self.shares and self.setting.alive(m)]
+        # Not of suspects: what the metrics cover is no reason to wait until a frozen member is declared dead.
+        waiting = [m for m in attempt.tree.members if m not in self.shares and self.setting.fit(m)]
         if waiting and now < self._phase_at + plan.barrier_ns:
             return
         failed = {member: share.failed for member, share in self.shares.items() if share.failed}
@@ -819,6 +820,7 @@ class RoundCoordinator:
             state.size_bytes,
             metrics,
         )
+        self.participant.keep(self.attempt_name)
         height = self.replication.propose(body, now)
         if height is None:
             return  # another record is on its way, or the duty is being handed over; tried again at the next tick

@@ -18,6 +18,7 @@ not fetch it again.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -45,7 +46,7 @@ from p2pcoord.effects import (
     Validated,
 )
 from p2pcoord.errors import RemoteError
-from p2pcoord.frames import Slot
+from p2pcoord.frames import Checked, Slot
 from p2pcoord.messages import (
     AttemptMessage,
     AttemptRequest,
@@ -95,6 +96,8 @@ class _Attempted(msgspec.Struct):
     state: ContentRef | None = None
     finite: bool = True
     share: Share | None = None
+    kept: bool = False
+    """Whether a Checked frame holds it."""
 
 
 class Participant:
@@ -124,11 +127,17 @@ class Participant:
         self._refetch_at: int | None = None
         self._last_round: Round | None = None
         self._progress_at = 0
+        self._asked, self._asked_at = b"", 0
 
     # What was before
 
-    def restore(self, slots: dict[tuple[int, int], ContributionHeader], contents: frozenset[bytes]) -> None:
-        """Takes up what an earlier life signed and stored, after its certified rounds were followed.
+    def restore(
+        self,
+        slots: dict[tuple[int, int], ContributionHeader],
+        checked: Sequence[Checked],
+        contents: frozenset[bytes],
+    ) -> None:
+        """Takes up what an earlier life signed, checked and stored, after its certified rounds were followed.
 
         `contents`: roots of what the disk holds; what is of no use any more is let go.
         """
@@ -140,11 +149,52 @@ class Participant:
             *self.setting.rules.pinned,
             *(header.content.root for header in self.slots.values()),
         }
+        for body in self._uncertified():
+            useful |= {body.state, body.result}
         if old := tuple(sorted(contents - useful)):
             self.setting.outbox.put(Discard(old))
         contents &= useful
         self._content = dict.fromkeys(contents, "kept")
         self.held = self.state.root in contents
+        for frame in checked:
+            self._restore_attempt(frame)
+
+    def _uncertified(self) -> list[Round]:
+        """The rounds in this log that may come to be certified yet: an acknowledgement promised that they can be made."""
+        ledger = self.setting.voter.ledger
+        return [
+            record.body for record in ledger.records[ledger.certified + 1 :] if isinstance(record.body, Round)
+        ]
+
+    def _restore_attempt(self, frame: Checked) -> None:
+        attempt = frame.attempt
+        if attempt.version != self.version + 1:
+            return
+        name = self.setting.authority.hash(attempt)
+        headers = {self.setting.authority.hash(header): header for header in frame.headers}
+        entry = _Attempted(attempt, headers, summed=True, result=frame.result, kept=True)
+        for body in self._uncertified():
+            if body.attempt == name and body.state in self._content:
+                entry.state, entry.stepping = ContentRef(body.state, body.state_bytes), True
+        self._attempts[name] = entry
+        if self.current is None or attempt.rank > self.current.rank:
+            self._current = name
+
+    def checked(self) -> list[Checked]:
+        """What of the log's frames is this peer's to keep when the log is compacted."""
+        return [
+            Checked(entry.attempt, tuple(entry.headers.values()), entry.result)
+            for entry in self._attempts.values()
+            if entry.kept and entry.result is not None
+        ]
+
+    def keep(self, name: bytes) -> None:
+        """Makes an attempt and its result durable, before the round made of it enters this log."""
+        entry = self._attempts.get(name)
+        if entry is not None and entry.result is not None and not entry.kept:
+            entry.kept = True
+            frame = Checked(entry.attempt, tuple(entry.headers.values()), entry.result)
+            self.setting.outbox.persist([frame])
 
     @property
     def coordinator(self) -> str:
@@ -520,7 +570,7 @@ class Participant:
             return "a metric is not finite"
         entry = self._attempts.get(body.attempt)
         if entry is None:
-            setting.send(record.header.coordinator, AttemptRequest(body.attempt))
+            self._ask_attempt(record, body.attempt, now)
             return None
         claimed = [(c.origin_round, c.assignment, c.contributor, c.weight) for c in body.contributors]
         signed = [
@@ -534,6 +584,8 @@ class Participant:
             return f"{strangers[0]} does not count: {setting.roster.excluded(strangers[0]) or 'no member'}"
         if any(c.origin_round != body.version for c in body.contributors):
             return "a contribution to another version"
+        if entry.result is None:
+            self._ask_attempt(record, body.attempt, now)
         if entry.result is None or entry.state is None:
             return None
         if entry.result.content.root != body.result:
@@ -541,7 +593,17 @@ class Participant:
         if (entry.state.root, entry.state.size_bytes) != (body.state, body.state_bytes):
             setting.outbox.emit("state-differs", version=body.version, here=entry.state.root.hex())
             return f"another state was computed here: {entry.state.root.hex()[:16]}"
+        self.keep(body.attempt)
         return ""
+
+    def _ask_attempt(self, record: Record, name: bytes, now: int) -> None:
+        """Asks for an attempt and its result: whoever ordered the round, and whoever sends its record now, has them."""
+        if name == self._asked and now < self._asked_at + REFETCH_RESULT_NS:
+            return
+        self._asked, self._asked_at = name, now
+        for peer in dict.fromkeys((record.header.coordinator, self.setting.voter.coordinator)):
+            if peer is not None and peer != self.setting.me:
+                self.setting.send(peer, AttemptRequest(name))
 
     def connected(self, peer: str, now: int) -> None:
         """What a broken link may have swallowed is told again; what could not be had over it is asked for again."""
@@ -582,6 +644,10 @@ class Participant:
     def attempt_message(self, name: bytes) -> AttemptMessage | None:
         entry = self._attempts.get(name)
         return AttemptMessage(entry.attempt, tuple(entry.headers.values())) if entry else None
+
+    def result_of(self, name: bytes) -> Result | None:
+        entry = self._attempts.get(name)
+        return entry.result if entry else None
 
     # Certified
 

@@ -10,6 +10,7 @@ from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.ledger import Record, Round
 from p2pcoord.effects import Outcome
+from p2pcoord.frames import Checked
 from p2pcoord.messages import (
     AnyMessage,
     AttemptMessage,
@@ -51,6 +52,7 @@ class Rounds:
         self,
         records: Sequence[Record],
         slots: dict[tuple[int, int], ContributionHeader],
+        checked: Sequence[Checked],
         contents: frozenset[bytes],
         now: int,
     ) -> None:
@@ -58,7 +60,7 @@ class Rounds:
         for record in records:
             if isinstance(record.body, Round):
                 self._follow(record, record.body, now)
-        self.participant.restore(slots, contents)
+        self.participant.restore(slots, checked, contents)
         self.participant.settle(now)
 
     def _follow(self, record: Record, body: Round, now: int) -> None:
@@ -120,8 +122,9 @@ class Rounds:
                 answer = participant.attempt_message(message.attempt)
                 if answer is not None:
                     self.setting.send(sender, answer)
-                    if coordinator.result is not None:
-                        self.setting.send(sender, ResultMessage(coordinator.result))
+                    result = participant.result_of(message.attempt)
+                    if result is not None:
+                        self.setting.send(sender, ResultMessage(result))
             case PartialMessage():
                 participant.on_partial(sender, message, now)
                 coordinator.on_partial(sender, message, now)

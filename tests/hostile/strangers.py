@@ -107,7 +107,7 @@ class Stranger:
     def say(self, message: AnyMessage) -> bool:
         return self.send(encode(message))
 
-    async def ask(self, message: AnyMessage, kind: type[AnyMessage]) -> AnyMessage:  # type: ignore[valid-type]
+    async def ask(self, message: AnyMessage, kind: type[AnyMessage]) -> AnyMessage:
         """Its answer of this kind. Raises trio.TooSlowError."""
         self.say(message)
         with trio.fail_after(ANSWER_S):

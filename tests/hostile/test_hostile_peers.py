@@ -68,8 +68,9 @@ class Target:
         since = time.time()
         document = self.node.status()
         assert document is not None
+        goal = document["version"] + rounds
         for node in (self.node, self.other):
-            node.until("goes on", lambda d, at=document["version"]: d["version"] >= at + rounds, 30.0)
+            node.until("goes on", lambda d: d["version"] >= goal, 30.0)
         assert self.node.runs
         assert self.other.runs
         assert all(len(commit["contributors"]) == 2 for commit in self.node.commits(since))

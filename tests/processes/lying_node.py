@@ -42,7 +42,7 @@ def lookup(driver: Driver, peer: str, root: bytes) -> bulk.Readable | None:
     return Lying(found, peer)
 
 
-Driver._lookup = lookup  # type: ignore[method-assign]
+Driver._lookup = lookup  # type: ignore[method-assign, assignment]
 
 if __name__ == "__main__":
     main()
