@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from p2pcoord.consensus.ledger import Round
+from p2pcoord.gossip.membership import PeerState
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds
 
@@ -75,16 +76,20 @@ def quorum_of(peer: Peer, now: int) -> dict[str, Any]:
     """Who votes, who of them can be reached from here, and whether a coordinator with a quorum is at work.
 
     A voter knows that by the heartbeats it hears, or by the answers to its own. A member without a vote hears none: for it a
-    quorum is held while enough voters are reachable.
+    quorum is held until too many voters are known to be silent; those it has not met yet are not.
     """
     committee = peer.agreement.committee
     reachable = [voter for voter in committee.everyone if peer.fit(voter)]
     votes = peer.me in committee.everyone
+    silent = (PeerState.SUSPECT, PeerState.DEAD)
+    heard = [
+        v for v in committee.everyone if not peer.gossip or peer.gossip.membership.state(v) not in silent
+    ]
     return {
         "voters": len(committee.everyone),
         "reachable": len(reachable),
         "needed": committee.needed,
-        "held": peer.agreement.quorum_held(now) if votes else committee.is_quorum(reachable),
+        "held": peer.agreement.quorum_held(now) if votes else committee.is_quorum(heard),
         "missing": [voter for voter in committee.everyone if voter not in reachable],
     }
 

@@ -67,7 +67,7 @@ LEAVE_S = 4.0
 SERVE_S = 60.0
 WATCH_S = 0.5
 
-# Too few voters in reach for so long is told. A newcomer has dialled all of them by then.
+# Too few voters in reach is told after so long: a link that breaks is dialled anew, and suspicions are refuted, in less.
 QUORUM_LOST_S = 3.0
 
 

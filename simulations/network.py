@@ -139,6 +139,9 @@ class Network:
         self._cuts: list[Cut] = []
         self.loss = CALM
         self.sent_bytes: Counter[str] = Counter()
+        """By sender; an announcement counts once for each receiver."""
+        self.on_send: Callable[[str, str, bytes], None] | None = None
+        """Sees (sender, receiver, data) of what is counted there."""
 
     # Shape
 
@@ -183,7 +186,7 @@ class Network:
             self._host.lost(data, "no link")
             return
         way = link.ways[sender]
-        self.sent_bytes[sender] += len(data)
+        self._count(sender, receiver, data)
         loss = self.loss
         if loss is not CALM and (not loss.kind or self._host.kind_of(data) == loss.kind):
             drawn = way.random.random()
@@ -199,6 +202,11 @@ class Network:
                     way.random.randint(SECOND // 2, 5 * SECOND), self._haunt, link, link.epoch, sender, data
                 )
         self._travel(link, way, sender, data)
+
+    def _count(self, sender: str, receiver: str, data: bytes) -> None:
+        self.sent_bytes[sender] += len(data)
+        if self.on_send is not None:
+            self.on_send(sender, receiver, data)
 
     def _travel(self, link: Link, way: Direction, sender: str, data: bytes) -> None:
         now = self._host.now()
@@ -238,7 +246,7 @@ class Network:
                 self._host.lost(data, "dropped")
             else:
                 delay = int(way.base * way.random.uniform(1, 4))
-                self.sent_bytes[sender] += len(data)
+                self._count(sender, receiver, data)
                 self._host.later(delay, self._announced, sender, receiver, data)
 
     def _announced(self, sender: str, receiver: str, data: bytes) -> None:

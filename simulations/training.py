@@ -81,7 +81,8 @@ class Training:
     def keep(self, machine: Machine, data: bytes, *, durable: bool) -> ContentRef:
         """Puts content on a disk."""
         ref = quadratic.ref_of(data)
-        machine.disk.content[ref.root] = Content(data, durable)
+        before = machine.disk.content.get(ref.root)
+        machine.disk.content[ref.root] = Content(data, durable or (before is not None and before.durable))
         self.made[ref.root] = data
         return ref
 
@@ -153,8 +154,11 @@ class Training:
         world = self.world
         if machine.life != life or effect.id not in machine.in_flight:
             return
-        if effect.ref.root in machine.disk.content:
-            self._finish(machine, life, effect.id, lambda: Done(FetchReport({}, {})))
+        if effect.ref.root in machine.disk.content:  # perhaps of a fetch that was cancelled before its fsync
+            done = Done(FetchReport({}, {}))
+            self._later(
+                machine, effect.id, self._fsync(machine), lambda: self._stored(machine, effect.ref, done)
+            )
             return
         if not sources:
             report = FetchReport({}, bad)

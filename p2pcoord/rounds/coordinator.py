@@ -446,9 +446,8 @@ class RoundCoordinator:
             for member in self.attempt.tree.members:
                 if not self.setting.fit(member) and self._needed(member):
                     self._lose(member, "unreachable", now)
-        elif self.phase is Phase.MODEL_UPDATE and self.result is not None and not self.reports:
-            if not self.setting.fit(self.result.sender):
-                self._lose(self.result.sender, "unreachable with the result", now)
+        elif self.phase is Phase.MODEL_UPDATE and self.result is not None and not self._result_holders():
+            self._lose(self.result.sender, "unreachable with the result", now)
 
     def _reassign_of_the_dead(self, now: int) -> None:
         plan = self.plan
@@ -696,12 +695,17 @@ class RoundCoordinator:
                 if self._blocks(member):
                     self._lose(member, f"nothing from it for {STALL_NS // 1_000_000_000} s", now)
                     return
-        elif self.result is not None and not self.reports:
+        elif self.result is not None and self._result_holders() <= {self.result.sender}:
             self._lose(self.result.sender, "nobody could have the result from it", now)
         elif self.phase is Phase.MODEL_UPDATE and self._all_voters_reported():
             states = {peer: state.root.hex()[:16] for peer, (state, _) in self.reports.items()}
             self.setting.outbox.emit("states-differ", version=self.participant.version + 1, states=states)
             self._refuse("the voters computed different states", now)
+
+    def _result_holders(self) -> set[str]:
+        """Who can be reached and has the result's bytes: its root, and those that stepped with it."""
+        root = {self.result.sender} if self.result is not None else set()
+        return {peer for peer in root | set(self.reports) if self.setting.fit(peer)}
 
     def _all_voters_reported(self) -> bool:
         voters = self.setting.voter.ledger.committee.everyone

@@ -75,6 +75,10 @@ REFETCH_NS = 1_000_000_000
 # A result that its first sources did not give is asked of all members of the tree after this long.
 REFETCH_RESULT_NS = 300_000_000
 
+# What is finished is offered again this often until an attempt shows that it arrived: a link may break where only the other
+# side sees it.
+REOFFER_NS = 5_000_000_000
+
 # One sign of life a second for an attempt whose bytes are still moving.
 PROGRESS_INTERVAL_NS = 1_000_000_000
 
@@ -127,6 +131,7 @@ class Participant:
         self._refetch_at: int | None = None
         self._last_round: Round | None = None
         self._progress_at = 0
+        self._offer_at = 0
         self._asked, self._asked_at = b"", 0
 
     # What was before
@@ -317,6 +322,7 @@ class Participant:
             "trained", version=version, assignment=assignment.index, steps=trained.steps, loss=trained.loss
         )
         setting.send(self.coordinator, Offering(header))
+        self._offer_at = now + REOFFER_NS
         self._train(now)
 
     # Attempts
@@ -762,7 +768,15 @@ class Participant:
             if version == self.version:
                 self._refetch_at = now + REFETCH_NS
 
+    def _owes_offers(self) -> bool:
+        """Something is finished for the round that is being collected."""
+        collecting = self.plan is not None and not self._current and self.coordinator != self.setting.me
+        return collecting and any(origin_round == self.version + 1 for origin_round, _ in self.slots)
+
     def tick(self, now: int) -> None:
+        if self._owes_offers() and now >= self._offer_at:
+            self._offer_at = now + REOFFER_NS
+            self._offer_again(self.coordinator)
         if self._refetch_at is None or now < self._refetch_at:
             return
         self._refetch_at = None
@@ -773,7 +787,8 @@ class Participant:
             self._fetch_result(entry.result, members, now)
 
     def next_deadline(self) -> int | None:
-        return self._refetch_at
+        times = [self._refetch_at, self._offer_at if self._owes_offers() else None]
+        return min((at for at in times if at is not None), default=None)
 
     def progress(self, now: int) -> None:
         """Bytes arrived, or a sum advanced: tell the coordinator, not too often, that the attempt is not stuck."""
