@@ -445,7 +445,10 @@ class Peer:
     def _compact(self) -> None:
         """The log has grown: drop what a certified state makes superfluous, and begin a new file."""
         voter = self.agreement.voter
-        height = voter.ledger.certified - self.settings.kept_bodies
+        certified = voter.ledger.records[: voter.ledger.certified + 1]
+        rounds = [record.header.height for record in certified if record.header.kind == "round"]
+        # Rounds are counted, not heights: after many elections at rest the newest round may lie far below the top.
+        height = rounds[-self.settings.kept_bodies] - 1 if len(rounds) >= self.settings.kept_bodies else 0
         frames: list[msgspec.Struct] = [*voter.compacted_frames(height), Life(self.incarnation)]
         if isinstance(self.work, Rounds):
             frames += [Slot(header) for header in self.work.participant.slots.values()]

@@ -58,14 +58,14 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounds: int = 10
     weather: WeatherName = "lan"
     adversary: bool = False
-    work: WorkName = "steady"
-    """Rounds that cost nothing and come often, or real ones on the quadratic workload."""
+    work: WorkName = "training"
+    """Real rounds on the quadratic workload, or such as cost nothing and come often: the agreement alone."""
     overtake: bool = False
     writes_at_once: int = 1
     faults: tuple[Fault, ...] = ()
 
 
-def draw_scenario(seed: int, peers: int, family: str, rounds: int, work: WorkName = "steady") -> Scenario:
+def draw_scenario(seed: int, peers: int, family: str, rounds: int, work: WorkName = "training") -> Scenario:
     """The scenario of a seed."""
     random = stream(seed, "scenario")
     end_s = 25.0 if FAMILIES[family] else 8.0

@@ -72,7 +72,7 @@ from tests.script_runner import (
 )
 
 # Told by every peer, or of no interest to rounds.
-SILENT = ("certified", "fetched", "transfer", "stepped-down")
+SILENT = ("candidate", "certified", "fetched", "following")
 
 Work = Train | Fetch | Combine | Step | Validate
 TRAINING_NS = 80_000_000

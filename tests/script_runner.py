@@ -1017,4 +1017,6 @@ def render(blocks: Sequence[Block]) -> str:
 
 
 def scripts() -> list[Path]:
-    return sorted((Path(__file__).parent / "scripts").glob("*/*.txt"))
+    """All but those about rounds, which have commands of their own (`round_runner`)."""
+    folder = Path(__file__).parent / "scripts"
+    return sorted(path for path in folder.glob("*/*.txt") if path.parent.name != "rounds")

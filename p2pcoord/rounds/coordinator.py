@@ -16,6 +16,7 @@ newest plan shown is kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -95,8 +96,8 @@ class RoundCoordinator:
         self.phase = Phase.COMPLETED
         self._refusals = 0
         self._not_before = 0
-        self._failures: dict[str, int] = {}
-        """Rounds failed in a row, by member (of those this coordinator led)."""
+        self._failures: dict[str, tuple[int, int]] = {}
+        """Member -> (rounds failed in a row of those this coordinator led, the last of them)."""
         self._clear(0)
 
     def _clear(self, now: int) -> None:
@@ -108,9 +109,12 @@ class RoundCoordinator:
         """All that was offered, by assignment and contributor."""
         self._given: dict[int, dict[str, None]] = {}
         """To whom each assignment was ever given in this round, in order."""
+        self._failed_at: dict[int, set[str]] = {}
+        """Members whose training of an assignment failed since the last barrier: they try it again at the next."""
         self.attempt: Attempt | None = None
         self.attempt_name = b""
         self.number = 0
+        self._next_revision = 0
         self.lost: dict[str, str] = {}
         """Members left out of further attempts of this round, and why."""
         self.result: Result | None = None
@@ -323,7 +327,7 @@ class RoundCoordinator:
     def _plan(self, assignments: tuple[Assignment, ...], now: int) -> None:
         """Signs and sends a plan, or a revision of it."""
         setting, version = self.setting, self.participant.version + 1
-        revision = self.plan.revision + 1 if self.plan is not None else 0
+        revision, self._next_revision = self._next_revision, self._next_revision + 1
         barrier = setting.rules.barrier_ns
         self.plan = setting.authority.sign(
             Plan(
@@ -422,8 +426,9 @@ class RoundCoordinator:
             "assignment-failed", peer=sender, assignment=message.assignment, reason=message.reason
         )
         if self.phase in (Phase.TASK_DISTRIBUTION, Phase.LOCAL_TRAINING, Phase.GRADIENT_COLLECTION):
-            others = [m for m in self._working_members() if m != sender]
-            if others:
+            failed = self._failed_at.setdefault(message.assignment, set())
+            failed.add(sender)
+            if others := self._others(failed):
                 member = self._least_loaded(self.plan.assignments, others)
                 self._plan(replaced(self.plan.assignments, message.assignment, member), now)
 
@@ -433,6 +438,11 @@ class RoundCoordinator:
             return []
         members = dict.fromkeys(assignment.member for assignment in self.plan.assignments)
         return [member for member in members if self.setting.alive(member)]
+
+    def _others(self, but: Collection[str]) -> list[str]:
+        """Who may take over from `but`: living members of the plan; where it has none, any that lives."""
+        others = [member for member in self._working_members() if member not in but]
+        return others or [member for member in self._living() if member not in but]
 
     def _watch_members(self, now: int) -> None:
         """What the detectors know is used at once."""
@@ -451,7 +461,7 @@ class RoundCoordinator:
 
     def _reassign_of_the_dead(self, now: int) -> None:
         plan = self.plan
-        living = self._working_members()
+        living = self._others(())
         if plan is None or not living:
             return
         # What a dead member finished lies on its disk: nobody can have it until it is back and offers it again.
@@ -505,14 +515,15 @@ class RoundCoordinator:
         self._waiting_since = now
         self.setting.outbox.emit("barrier", decision=str(decision), missing=[a.member for a in missing])
         if decision is Closing.REASSIGN:
-            done = [m for m in self._working_members() if m not in {a.member for a in missing}]
+            done = self._others({a.member for a in missing})
             assignments = plan.assignments
             for assignment in missing:
                 if done:
                     assignments = replaced(
                         assignments, assignment.index, self._least_loaded(assignments, done)
                     )
-            if assignments != plan.assignments:
+            if assignments != plan.assignments or self._failed_at:
+                self._failed_at.clear()  # a new revision, by which members try again what failed
                 self._plan(assignments, now)
 
     def _usable(self) -> dict[tuple[int, int], ContributionHeader]:
@@ -630,8 +641,12 @@ class RoundCoordinator:
 
     def _failed_again(self, member: str, reason: str) -> None:
         """A member that fails the rounds it was counted on for, several in a row, is left out for a while."""
-        self._failures[member] = self._failures.get(member, 0) + 1
-        if self._failures[member] >= FAILURES_BEFORE_EXCLUSION and member != self.setting.me:
+        version = self.participant.version + 1
+        count, last = self._failures.get(member, (0, 0))
+        if last == version:
+            return  # attempts at one round may come many in a second
+        self._failures[member] = (count + 1, version)
+        if count + 1 >= FAILURES_BEFORE_EXCLUSION and member != self.setting.me:
             del self._failures[member]
             self.setting.exclude(
                 self.setting.roster.exclusion_of(
@@ -864,7 +879,11 @@ class RoundCoordinator:
         self._refusals += 1
         backoff = min(FIRST_BACKOFF_NS << (self._refusals - 1), MAX_BACKOFF_NS)
         self.setting.outbox.emit("attempt-refused", reason=reason, attempt=self.number, retry_s=backoff / 1e9)
+        # Numbers go on: under an old number members would take the plan for outdated, and answer the attempt with what they
+        # came to in the refused one.
+        number, revision = self.number, self._next_revision
         self._clear(now)
+        self.number, self._next_revision = number, revision
         self._not_before = now + backoff
         self._enter(Phase.INITIALIZATION, now)
 

@@ -63,3 +63,30 @@ def test_content_that_was_not_durable_is_gone_after_a_crash() -> None:
     disk.content = {b"durable": Content(b"1", True), b"not yet": Content(b"2", False)}
     disk.crash()
     assert disk.content == {b"durable": Content(b"1", True)}
+
+
+def test_a_rewrite_that_is_synced_leaves_only_its_frames() -> None:
+    disk = written(1, synced=3)
+    disk.rewrite((b"all", b"that counts"))
+    disk.sync()
+    disk.write((b"next",))
+    disk.sync()
+    disk.crash()
+    assert disk.recover() == (b"all", b"that counts", b"next")
+
+
+def test_a_crash_during_a_rewrite_leaves_the_old_log_or_the_new_one_whole() -> None:
+    found = set()
+    for seed in range(40):
+        disk = written(seed, synced=3)
+        before = tuple(disk.synced)
+        disk.rewrite((b"new",))
+        disk.crash()
+        frames = disk.recover()
+        assert frames in (before, (b"new",))
+        found.add(frames)
+        disk.write((b"after",))
+        disk.sync()
+        disk.crash()
+        assert disk.recover() == (*frames, b"after")
+    assert len(found) == 2

@@ -1,7 +1,10 @@
 """Real rounds on the quadratic workload, in the virtual world."""
 
+import pytest
+
 from simulations import quadratic
-from simulations.network import SECOND
+from simulations.machine import Machine
+from simulations.network import MILLISECOND, SECOND
 from simulations.training import Training
 from simulations.world import World, WorldSettings
 
@@ -25,3 +28,47 @@ def test_five_peers_train_real_rounds_and_hold_one_state() -> None:
     )
     assert last < first
     assert training.fetched > 0
+
+
+def test_at_fifteen_peers_no_member_gets_more_than_its_childrens_vectors_and_the_result() -> None:
+    world, _ = network(15, rounds=4)
+    world.run(15 * SECOND)
+    assert world.invariants.violations == []
+    assert world.invariants.version == 4
+    assert world.invariants.rebuilt == 4
+    assert world.invariants.most_vectors == 3  # fan-out 2
+
+
+def network(peers: int, rounds: int) -> tuple[World, Training]:
+    rules = quadratic.rules(rounds=rounds, minimum_members=peers)
+    world = World(2, WorldSettings(rules=rules, gossip=True))
+    training = Training(world)
+    world.found("m0")
+    for index in range(1, peers):
+        world.join(f"m{index}")
+    return world, training
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 2, 3, 5, 8])
+def test_a_power_cut_between_record_and_certificate_costs_no_state_and_stops_nothing(after_ms: int) -> None:
+    """Whoever signed that a version can be made anew must be able to, also when all who know how die in one moment."""
+    world, _ = network(4, rounds=1_000)
+    cuts = 0
+
+    def power_cut() -> None:
+        for machine in list(world.machines.values()):
+            world.crash(machine)
+            world.later(SECOND // 10, world.start, machine)
+
+    def on_phase(machine: Machine, phase: str) -> None:
+        nonlocal cuts
+        if phase == "completed" and world.invariants.version % 3 == 2 and cuts < 5:
+            cuts += 1
+            world.later(after_ms * MILLISECOND, power_cut)
+
+    world.on_phase = on_phase
+    world.run(40 * SECOND)
+    assert world.invariants.violations == []
+    assert cuts == 5
+    assert world.now - world.invariants.version_at < 5 * SECOND
+    assert world.invariants.version > 15
