@@ -2,7 +2,7 @@
 
     python benchmarks/gossip_load.py [--peers 5 100] [--rest-s 60] [--seed 1]
 
-Peers join, train a few real rounds on the quadratic workload, and rest: the run is over. Then every byte of every message
+Peers join, those who are there train a few real rounds on the quadratic workload, and rest: the run is over. Then every byte of every message
 that a peer sends (gossip, probes, heartbeats, catch-up; announcements once per receiver) is counted for a minute of virtual
 time. What transports add (TCP, Noise, Yamux, pings) is not in it.
 """
@@ -24,7 +24,7 @@ JOIN_WITHIN_S = 120
 
 def rested(peers: int, seed: int) -> World:
     """A world whose run is over and where all are members. Raises SystemExit when it does not come to that in time."""
-    rules = quadratic.rules(rounds=ROUNDS, minimum_members=peers)
+    rules = quadratic.rules(rounds=ROUNDS)
     world = World(seed, WorldSettings(weather=Weather(), rules=rules, gossip=True))
     Training(world)
     world.found("m0")
@@ -32,11 +32,16 @@ def rested(peers: int, seed: int) -> World:
         # Not all in one moment: nobody starts a hundred machines so.
         world.later(SECOND + index * SECOND // 10, world.join, f"m{index}")
     deadline = world.now + JOIN_WITHIN_S * SECOND
-    while world.now < deadline and world.invariants.version < ROUNDS and not world.invariants.violations:
+    while world.now < deadline and not _at_rest(world, peers) and not world.invariants.violations:
         world.run(world.now + SECOND)
-    if world.invariants.violations or world.invariants.version < ROUNDS:
+    if not _at_rest(world, peers):
         raise SystemExit(f"{peers} peers did not come to rest: {world.invariants.violations[:1]}")
     return world
+
+
+def _at_rest(world: World, peers: int) -> bool:
+    members = [m for m in world.machines.values() if m.peer is not None and m.peer.is_member]
+    return world.invariants.version == ROUNDS and len(members) == peers
 
 
 def main() -> None:

@@ -136,6 +136,14 @@ class Neighbours:
             self.links.dial(peer, now)
         self._outbox.send(peer, message)
 
+    def link(self, peer: str, now: int) -> bool:
+        """Whether there is a connection to this peer; if not, it is dialled where its address is known."""
+        if peer in self.connected or peer == self._me:
+            return True
+        if self.links is not None and self._addresses_of(peer):
+            self.links.dial(peer, now)
+        return False
+
     def heard(self, sender: str, message: AnyMessage, agreement: Agreement, now: int) -> None:
         """Every message is a sign of life; a heartbeat, and its answer, also promise the next one."""
         if self.gossip is None or sender == self._me:

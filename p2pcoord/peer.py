@@ -230,6 +230,7 @@ class Peer:
             exclude=self.admissions.exclude,
             ask_records=replication.ask,
             retry=replication.retry,
+            link=lambda peer: self.neighbours.link(peer, self._now),
         )
         rounds = Rounds(setting, self.agreement)
         slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}

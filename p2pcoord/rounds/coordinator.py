@@ -72,6 +72,10 @@ RETRY_NS = 500_000_000
 # Rounds in a row that a member may fail (late, bytes that are wrong or do not come) before it is excluded for a while.
 FAILURES_BEFORE_EXCLUSION = 3
 
+# A suspect's work is waited for this long: a suspicion usually ends sooner, and death is certain only after 7 s or more. Giving
+# its assignment to another too early costs some training; an assignment counts once anyhow.
+SUSPECT_PATIENCE_NS = 3_000_000_000
+
 # A refused attempt (a metric that is not finite) is planned anew after 1, 2, 4 ... s, at most a minute.
 FIRST_BACKOFF_NS = 1_000_000_000
 MAX_BACKOFF_NS = 60_000_000_000
@@ -96,6 +100,9 @@ class RoundCoordinator:
         self.phase = Phase.COMPLETED
         self._refusals = 0
         self._not_before = 0
+        self._now = 0
+        self._suspect_since: dict[str, int] = {}
+        """Since when a member of the plan has not been fit."""
         self._failures: dict[str, tuple[int, int]] = {}
         """Member -> (rounds failed in a row of those this coordinator led, the last of them)."""
         self._clear(0)
@@ -411,7 +418,7 @@ class RoundCoordinator:
             if slot not in self.headers:
                 for member in (assignment.member, *self._given.get(assignment.index, ())):
                     header = self._offered.get((assignment.index, member))
-                    if header is not None and self.setting.alive(member):
+                    if header is not None and self._waited_for(member):
                         self.headers[slot] = header
                         break
 
@@ -437,7 +444,12 @@ class RoundCoordinator:
         if self.plan is None:
             return []
         members = dict.fromkeys(assignment.member for assignment in self.plan.assignments)
-        return [member for member in members if self.setting.alive(member)]
+        return [member for member in members if self._waited_for(member)]
+
+    def _waited_for(self, member: str) -> bool:
+        """Whether a member's work is still waited for: it is not known to be gone, nor suspected for long."""
+        since = self._suspect_since.get(member)
+        return self.setting.alive(member) and (since is None or self._now - since < SUSPECT_PATIENCE_NS)
 
     def _others(self, but: Collection[str]) -> list[str]:
         """Who may take over from `but`: living members of the plan; where it has none, any that lives."""
@@ -446,6 +458,13 @@ class RoundCoordinator:
 
     def _watch_members(self, now: int) -> None:
         """What the detectors know is used at once."""
+        self._now = now
+        if self.plan is not None:
+            for member in dict.fromkeys(assignment.member for assignment in self.plan.assignments):
+                if self.setting.fit(member):
+                    self._suspect_since.pop(member, None)
+                else:
+                    self._suspect_since.setdefault(member, now)
         if self.plan is not None and self.phase in (
             Phase.TASK_DISTRIBUTION,
             Phase.LOCAL_TRAINING,
@@ -465,7 +484,7 @@ class RoundCoordinator:
         if plan is None or not living:
             return
         # What a dead member finished lies on its disk: nobody can have it until it is back and offers it again.
-        self.headers = {slot: h for slot, h in self.headers.items() if self.setting.alive(h.contributor)}
+        self.headers = {slot: h for slot, h in self.headers.items() if self._waited_for(h.contributor)}
         assignments = plan.assignments
         for assignment in plan.assignments:
             if (plan.version, assignment.index) not in self.headers and assignment.member not in living:

@@ -79,6 +79,9 @@ REFETCH_RESULT_NS = 300_000_000
 # side sees it.
 REOFFER_NS = 5_000_000_000
 
+# A neighbour in the tree to whom there is no connection yet (a run is no full mesh) is dialled, and no obstacle for so long.
+LINK_PATIENCE_NS = 2_000_000_000
+
 # One sign of life a second for an attempt whose bytes are still moving.
 PROGRESS_INTERVAL_NS = 1_000_000_000
 
@@ -126,6 +129,8 @@ class Participant:
         self._attempts: dict[bytes, _Attempted] = {}
         self._current = b""
         self._fetching: dict[bytes, int] = {}
+        self._unlinked: dict[tuple[bytes, str], int] = {}
+        """(Attempt, member): since when bytes are wanted from it, and there is no connection to it."""
         self._content: dict[bytes, str] = {}
         """Roots held here, and what for; all but the newest states go when the round is certified."""
         self._refetch_at: int | None = None
@@ -402,6 +407,8 @@ class Participant:
     ) -> None:
         if content.root in self._fetching or content.root in self._content:
             return
+        for source in sources:
+            self.setting.link(source)
         name = self._current
         effect = Fetch(self.setting.outbox.new_id(), content, sources, purpose)
         self._fetching[content.root] = self.setting.start(
@@ -426,6 +433,11 @@ class Participant:
             else:
                 self._gather(now)
         elif isinstance(outcome, Failed) and name == self._current:
+            if not self.setting.link(culprit):
+                since = self._unlinked.setdefault((name, culprit), now)
+                if now < since + LINK_PATIENCE_NS:
+                    self._refetch_at = now + REFETCH_RESULT_NS
+                    return
             self.setting.outbox.emit("fetch-failed", purpose=purpose, source=culprit, reason=outcome.reason)
             self.setting.send(self.coordinator, Obstacle(name, culprit, outcome.reason[:200]))
             if purpose == "result":
@@ -674,6 +686,7 @@ class Participant:
         for effect_id in self._fetching.values():
             setting.cancel(effect_id)
         self._fetching.clear()
+        self._unlinked.clear()
         self._attempts.clear()
         self._current = b""
         self._failed.clear()
@@ -781,6 +794,7 @@ class Participant:
             return
         self._refetch_at = None
         self.fetch_state(now)
+        self._gather(now)
         entry = self._attempts.get(self._current)
         if entry is not None and entry.result is not None and entry.result.content.root not in self._content:
             members = [m for m in entry.attempt.tree.members if self.setting.alive(m)]

@@ -98,6 +98,7 @@ class Setting:
         exclude: Callable[[Exclusion], None],
         ask_records: Callable[[str, int], None],
         retry: Callable[[int], None],
+        link: Callable[[str], bool] = lambda peer: True,
     ) -> None:
         self.authority = authority
         self.me = authority.peer_id
@@ -119,6 +120,8 @@ class Setting:
         self.ask_records = ask_records
         self.retry = retry
         """Something that a check waited for has come."""
+        self.link = link
+        """Whether there is a connection to a peer; if not, it is dialled."""
         self._then: dict[int, Then] = {}
 
     @property

@@ -183,6 +183,6 @@ def test_a_peer_that_stops_is_seen() -> None:
     machine = machines[0]
     while not machine.persists:
         world.run(world.now + SECOND // 1000)
-    world.feed(machine, "complete", machine.persists[0][0], Failed("the disk is full"))
+    world.feed(machine, "complete", machine.persists[0].id, Failed("the disk is full"))
     assert seen(world) == ["halt"]
     assert "the disk is full" in world.invariants.violations[0].detail

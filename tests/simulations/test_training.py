@@ -32,7 +32,7 @@ def test_five_peers_train_real_rounds_and_hold_one_state() -> None:
 
 def test_at_fifteen_peers_no_member_gets_more_than_its_childrens_vectors_and_the_result() -> None:
     world, _ = network(15, rounds=4)
-    world.run(15 * SECOND)
+    world.run(30 * SECOND)
     assert world.invariants.violations == []
     assert world.invariants.version == 4
     assert world.invariants.rebuilt == 4
