@@ -147,6 +147,9 @@ TRAINING_MESSAGES = (
 )
 """Kinds of messages of which a loss may take nearly all."""
 
+RARE_MESSAGES = ("attempt?", "obstacle", "reach?", "reach", "training-failed", "ping-nack", "join", "leave")
+"""Kinds that few runs have many of: each seed loses one of them for as long as there are faults."""
+
 
 def draw_faults(
     seed: int, family: str, start_s: float, end_s: float, *, training: bool = False
@@ -187,6 +190,8 @@ def _draw_training(
         at, span = random.uniform(start_s, end_s - 2), random.uniform(1, 5)
         message = TRAINING_MESSAGES[seed % len(TRAINING_MESSAGES)]
         faults.append(Fault(at, "loss", "all", min(span, end_s - at), message, 1, 0.4, 0.2, 0.0))
+        rare = RARE_MESSAGES[seed % len(RARE_MESSAGES)]
+        faults.append(Fault(start_s, "loss", "all", end_s - start_s, rare, 1, 0.4, 0.3, 0.0))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 

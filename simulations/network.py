@@ -61,8 +61,6 @@ class Loss(msgspec.Struct, frozen=True):
     drop: float = 0.0
     reset: float = 0.0
     ghost: float = 0.0
-    kind: str = ""
-    """Only messages of this kind, by its tag; empty: all."""
 
 
 CALM = Loss()
@@ -138,6 +136,8 @@ class Network:
         self._links: dict[str, dict[str, Link]] = {}
         self._cuts: list[Cut] = []
         self.loss = CALM
+        self.losses_of: dict[str, Loss] = {}
+        """Kind of message -> a loss of its own."""
         self.sent_bytes: Counter[str] = Counter()
         """By sender; an announcement counts once for each receiver."""
         self.on_send: Callable[[str, str, bytes], None] | None = None
@@ -188,7 +188,9 @@ class Network:
         way = link.ways[sender]
         self._count(sender, receiver, data)
         loss = self.loss
-        if loss is not CALM and (not loss.kind or self._host.kind_of(data) == loss.kind):
+        if self.losses_of:
+            loss = self.losses_of.get(self._host.kind_of(data), loss)
+        if loss is not CALM:
             drawn = way.random.random()
             if drawn < loss.reset:
                 self._host.lost(data, "reset")

@@ -248,8 +248,13 @@ class Director:
                     machine.slow_disk_ns = random.randrange(400 * MILLISECOND)
                     world.later(span, self._quick_again, machine)
             case "loss":
-                world.network.loss = Loss(fault.drop, fault.reset, fault.ghost, fault.message)
-                world.later(span, self._calm)
+                loss = Loss(fault.drop, fault.reset, fault.ghost)
+                if fault.message:
+                    world.network.losses_of[fault.message] = loss
+                    world.later(span, world.network.losses_of.pop, fault.message, None)
+                else:
+                    world.network.loss = loss
+                    world.later(span, self._calm)
             case "partition":
                 self._cut(chosen, span, both=True)
             case "one-way":
@@ -388,6 +393,7 @@ class Director:
         for cut in list(self._cuts):
             self._heal(cut)
         self._calm()
+        self.world.network.losses_of.clear()
         self._phases.clear()
         for machine in list(world.machines.values()):
             machine.slow_disk_ns = 0

@@ -115,7 +115,9 @@ class RoundWorld(World):
     def participant(self, letter: str) -> Participant:
         return self.rounds(letter).participant
 
-    def messages(self, kind: type[msgspec.Struct], source: str = "", target: str = "") -> list[msgspec.Struct]:
+    def messages(
+        self, kind: type[msgspec.Struct], source: str = "", target: str = ""
+    ) -> list[msgspec.Struct]:
         """Messages of this kind that left so far."""
         return [
             message
@@ -174,7 +176,9 @@ class RoundWorld(World):
                 continue
             participant = self.participant(letter)
             held = "holds it" if participant.held else "lacks it"
-            duty = f", coordinates: {self.coordinator(letter).phase}" if self.coordinator(letter).active else ""
+            duty = (
+                f", coordinates: {self.coordinator(letter).phase}" if self.coordinator(letter).active else ""
+            )
             self.say(f"{letter} is at version {participant.version}, {held}{duty}")
 
     # Machines
@@ -248,7 +252,9 @@ class RoundWorld(World):
         if isinstance(message, AttemptMessage) and self._first(message.attempt.signature):
             attempt = message.attempt
             summed = " ".join(f"{letter_of(e.contributor)}({e.assignment})" for e in attempt.entries)
-            self.say(f"  {machine.letter} attempts version {attempt.version}, number {attempt.number}: {summed}")
+            self.say(
+                f"  {machine.letter} attempts version {attempt.version}, number {attempt.number}: {summed}"
+            )
 
     def _first(self, signature: bytes) -> bool:
         new = signature not in self._told

@@ -13,10 +13,7 @@ KINDS = [
     for _, kind in inspect.getmembers(effects, inspect.isclass)
     if issubclass(kind, Effect) and kind is not Effect
 ]
-ANSWERED = {
-    name
-    for name in ("Dial", "Reach", "Persist", "Fetch", "Train", "Combine", "Step", "Validate")
-}
+ANSWERED = {"Dial", "Reach", "Persist", "Fetch", "Train", "Combine", "Step", "Validate"}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -73,10 +73,11 @@ class Agreement:
 
     def start(self, frames: Sequence[AnyFrame], now: int) -> None:
         """Begins, or goes on after a restart from the frames of the log. Raises LocalError for a log that is not ours."""
+        first = self.voter.first_frames()
         if frames:
             self.voter.restore(frames)
-        else:
-            self.voter.outbox.persist(self.voter.first_frames())
+        if len(frames) < len(first):  # a crash may have left a part of the very first write
+            self.voter.outbox.persist(first[len(frames) :])
         self.election.start(now)
 
     def receive(self, sender: str, message: AnyMessage, now: int) -> bool:

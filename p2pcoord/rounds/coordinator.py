@@ -841,6 +841,12 @@ class RoundCoordinator:
                 f"validation failed: {failed.get(self.setting.me) or next(iter(failed.values()))}", now
             )
             return
+        ledger, roster = self.setting.voter.ledger, self.setting.roster
+        if ledger.certified < ledger.height:
+            return  # who is a member may change with what is not certified yet; its certificate comes back here
+        if not all(roster.is_member(member) for member in attempt.tree.members):
+            self._attempt(now)  # no voter would append a round with somebody who has left meanwhile
+            return
         metrics = self._metrics(attempt, result, now)
         if broken := [name for name, value in metrics if not math.isfinite(value)]:
             self._refuse(f"{', '.join(broken)} not finite", now)

@@ -604,7 +604,9 @@ class Participant:
             return "a contribution to another version"
         if entry.result is None:
             self._ask_attempt(record, body.attempt, now)
-        if entry.result is None or entry.state is None:
+            return None
+        if entry.state is None:
+            self._go_on(record, body.attempt, entry.result, now)
             return None
         if entry.result.content.root != body.result:
             return "its result is not the one that the tree's root signed"
@@ -613,6 +615,14 @@ class Participant:
             return f"another state was computed here: {entry.state.root.hex()[:16]}"
         self.keep(body.attempt)
         return ""
+
+    def _go_on(self, record: Record, name: bytes, result: Result, now: int) -> None:
+        """From the result to the state, if nothing of this is under way: an earlier life may have ended in between."""
+        if result.content.root in self._content:
+            self._have_result(name, now)
+            return
+        sources = [record.header.coordinator, self.setting.voter.coordinator, result.sender]
+        self._fetch_result(result, [peer for peer in sources if peer and self.setting.alive(peer)], now)
 
     def _ask_attempt(self, record: Record, name: bytes, now: int) -> None:
         """Asks for an attempt and its result: whoever ordered the round, and whoever sends its record now, has them."""

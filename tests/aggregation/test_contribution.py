@@ -16,7 +16,7 @@ from tests.script_runner import authority_of, peer_id
 SIZE = 44
 
 
-def header(letter: str = "B", **changes: object) -> ContributionHeader:
+def header(letter: str = "B", /, **changes: object) -> ContributionHeader:
     """Signed by the letter, whatever it says."""
     said = ContributionHeader(
         3, 1, 2, peer_id(letter), bytes(32), ContentRef(bytes(32), SIZE), 10, 3, 0.5, 1.25, 7

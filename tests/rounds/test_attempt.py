@@ -81,7 +81,9 @@ def test_the_same_headers_in_any_order_make_the_same_attempt_and_voters_accept_i
     check(made, by_hash(headers), fan_out)
 
 
-def test_contributions_are_summed_in_order_of_origin_round_and_assignment_over_each_contributor_once() -> None:
+def test_contributions_are_summed_in_order_of_origin_round_and_assignment_over_each_contributor_once() -> (
+    None
+):
     made = attempt_over([header("C", 1, origin_round=2), *HEADERS])
     assert [entry.slot for entry in made.entries] == [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 1)]
     assert made.tree.members == tuple(peer_id(x) for x in "BCDE")
@@ -167,9 +169,7 @@ def test_an_assignment_counts_once_whoever_did_it() -> None:
 
 def test_contributions_come_in_their_order() -> None:
     made = attempt_over(HEADERS)
-    swapped = msgspec.structs.replace(
-        made, entries=(made.entries[1], made.entries[0], *made.entries[2:])
-    )
+    swapped = msgspec.structs.replace(made, entries=(made.entries[1], made.entries[0], *made.entries[2:]))
     assert refusal(swapped) == ("bad_attempt", "contributions out of order")
 
 

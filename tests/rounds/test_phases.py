@@ -1,5 +1,7 @@
 """The table of phases: what it says of itself, and that everything in it can be reached and left."""
 
+from itertools import pairwise
+
 from p2pcoord.rounds.phases import FOLLOWS, RECONFIGURABLE, Phase
 
 MAIN_LINE = list(Phase)
@@ -23,7 +25,7 @@ def test_the_eight_phases_follow_each_other_in_the_order_of_the_specification() 
     assert len(MAIN_LINE) == 8
     assert MAIN_LINE[0] is Phase.INITIALIZATION
     assert MAIN_LINE[-1] is Phase.COMPLETED
-    for before, after in zip(MAIN_LINE, MAIN_LINE[1:], strict=False):
+    for before, after in pairwise(MAIN_LINE):
         assert after in FOLLOWS[before]
     assert FOLLOWS[Phase.COMPLETED] == {Phase.INITIALIZATION}
 

@@ -20,8 +20,8 @@ def test_what_was_hit_is_counted_in_its_cell() -> None:
     coverage.losses["offer / cut"] = 4
     missed = empty_cells(coverage)
     assert "coordinator crash / validation" not in missed
-    assert "offer / cut" not in missed
-    assert "offer / reset" in missed
+    assert "offer / link lost" not in missed
+    assert "offer / dropped" in missed
     assert "validation                              3" in tables(coverage)
 
 

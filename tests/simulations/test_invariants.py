@@ -5,14 +5,17 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import Acknowledgement, Certificate, Vote
+from p2pcoord.consensus.ledger import Acknowledgement, Certificate, Round, Vote
 from p2pcoord.consensus.voter import Role
 from p2pcoord.effects import Failed
 from p2pcoord.messages import AppendReply, VoteReply
+from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import encode
+from simulations import quadratic
 from simulations.machine import Machine
 from simulations.network import SECOND
-from simulations.world import World
+from simulations.training import Training
+from simulations.world import World, WorldSettings
 
 
 def settled(seconds: int = 4) -> tuple[World, list[Machine]]:
@@ -186,3 +189,61 @@ def test_a_peer_that_stops_is_seen() -> None:
     world.feed(machine, "complete", machine.persists[0].id, Failed("the disk is full"))
     assert seen(world) == ["halt"]
     assert "the disk is full" in world.invariants.violations[0].detail
+
+
+def trained() -> tuple[World, Machine]:
+    """Three machines that have certified real rounds, and one of them, whose peer holds an attempt."""
+    world = World(1, WorldSettings(rules=quadratic.rules(rounds=1_000), gossip=True))
+    Training(world)
+    machines = [world.found("m0"), world.join("m1"), world.join("m2")]
+    world.run(6 * SECOND)
+    assert world.invariants.version > 3
+    assert world.invariants.rebuilt == world.invariants.version
+    for _ in range(5_000):
+        for machine in machines:
+            work = machine.peer.work if machine.peer else None
+            if isinstance(work, Rounds) and work.participant.current is not None:
+                assert world.invariants.violations == []
+                return world, machine
+        world.run(world.now + SECOND // 1000)
+    raise AssertionError("no attempt in five seconds")
+
+
+def test_a_state_that_its_attempts_contributions_do_not_give_is_seen() -> None:
+    world, _ = trained()
+    world.invariants.rebuild = lambda attempt: bytes(32)
+    world.run(world.now + 3 * SECOND)
+    assert seen(world) == ["sum"]
+
+
+def test_a_round_by_others_than_its_attempt_says_is_seen() -> None:
+    world, _ = trained()
+    accounts = world.invariants
+    body = next(r.body for r in reversed(accounts.chain) if isinstance(r.body, Round))
+    accounts._made_of(msgspec.structs.replace(body, contributors=body.contributors[1:]), lambda _: body.state)
+    accounts._made_of(msgspec.structs.replace(body, attempt=bytes(32)), lambda _: body.state)
+    assert seen(world) == ["attempt", "attempt"]
+
+
+def test_an_assignment_that_is_trained_again_is_seen_in_one_life_and_across_a_restart() -> None:
+    world, machine = trained()
+    accounts = world.invariants
+    slots = accounts._disks[machine.id].slots
+    assert slots
+    slot = max(slots)
+    accounts.trains(machine, slot)
+    assert seen(world) == ["trained"]
+    world.crash(machine)
+    accounts.violations.clear()
+    world.start(machine)
+    accounts.trains(machine, max(accounts._disks[machine.id].slots))
+    accounts.trained(machine, (999, 0))
+    accounts.trains(machine, (999, 0))
+    assert seen(world) == ["trained", "trained"]
+
+
+def test_a_member_that_gets_more_vectors_than_the_tree_has_for_it_is_seen() -> None:
+    world, machine = trained()
+    for number in range(4):  # fan-out 2, and the result
+        world.invariants.receives(machine, bytes([number] * 32))
+    assert "vectors" in seen(world)

@@ -4,13 +4,23 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-from simulations.network import CALM, KEEP_ALIVE_NS, SECOND, Cut, Host, Loss, Network, Weather
+from simulations.network import (
+    CALM,
+    DIAL_TIMEOUT_NS,
+    KEEP_ALIVE_NS,
+    SECOND,
+    Cut,
+    Host,
+    Loss,
+    Network,
+    Weather,
+)
 
 
 class Harness:
     """A heap of events around a network of three machines that only listen."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, *, given: bool = True) -> None:
         self.now = 0
         self.down: set[str] = set()
         self.received: list[tuple[str, str, bytes]] = []
@@ -29,7 +39,7 @@ class Harness:
             kind_of=lambda data: data[:1].decode(),
             lost=lambda data, how: self.lost.append(how),
         )
-        self.network = Network(seed, Weather(), host)
+        self.network = Network(seed, Weather(), host, given=given)
         for machine in "abc":
             self.network.add(machine)
         self.run(SECOND)
@@ -186,3 +196,38 @@ def test_announcements_reach_most_and_lose_some_without_a_sign() -> None:
     harness.run(SECOND)
     assert 500 < len(harness.received) < 600
     assert len(harness.received) + harness.lost.count("dropped") == 600
+
+
+def test_links_that_are_not_given_come_up_only_when_somebody_dials() -> None:
+    harness = Harness(given=False)
+    told: list[str] = []
+    assert harness.network.connected("a") == []
+    harness.network.dial("a", "b", told.append)
+    harness.run(SECOND)
+    assert told == [""]
+    assert harness.network.connected("a") == ["b"]
+    harness.network.disconnect("a", "b")
+    harness.run(10 * SECOND)
+    assert harness.network.connected("a") == []
+
+
+def test_a_dial_is_refused_by_who_is_down_and_times_out_behind_a_cut() -> None:
+    harness = Harness(given=False)
+    told: list[tuple[str, int]] = []
+    harness.down.add("b")
+    harness.network.dial("a", "b", lambda why: told.append((why, harness.now)))
+    harness.network.cut(Cut(frozenset("c"), True))
+    harness.network.dial("a", "c", lambda why: told.append((why, harness.now)))
+    began = harness.now
+    harness.run(10 * SECOND)
+    assert [why for why, _ in told] == ["refused", "timed out"]
+    assert told[0][1] - began < SECOND // 2
+    assert told[1][1] - began == DIAL_TIMEOUT_NS
+
+
+def test_a_loss_of_one_kind_takes_nothing_else() -> None:
+    harness = Harness()
+    harness.network.losses_of["1"] = Loss(drop=1.0)
+    harness.send(3)
+    harness.run(SECOND)
+    assert harness.numbers == [0, 2]

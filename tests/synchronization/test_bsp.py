@@ -76,7 +76,7 @@ def test_a_round_closes_with_all_or_after_the_barrier_with_at_least_one_and_the_
         minimum_share=share,
     )
     if decision is Closing.CLOSE:
-        assert arrived == assigned or (waited >= 10 and 1 <= arrived and arrived >= share * assigned)
+        assert arrived == assigned or (waited >= 10 and arrived >= 1 and arrived >= share * assigned)
     if waited < 10:
         assert decision in (Closing.WAIT, Closing.CLOSE)
     if waited >= 10:

@@ -6,9 +6,7 @@ from p2pcoord.synchronization.state_tracker import LOSS_HISTORY, LocalState, Sta
 
 def certified(version: int, **metrics: float) -> Round:
     state = version.to_bytes(32, "big")
-    return Round(
-        version, bytes(32), bytes(32), (), bytes(32), state, 8, tuple(sorted(metrics.items()))
-    )
+    return Round(version, bytes(32), bytes(32), (), bytes(32), state, 8, tuple(sorted(metrics.items())))
 
 
 def tracker(*rounds: Round) -> StateTracker:
@@ -25,7 +23,9 @@ def test_before_the_first_round_the_state_is_version_0() -> None:
 
 
 def test_the_training_step_is_the_sum_of_all_local_steps_certified() -> None:
-    state = tracker(certified(1, training_steps=30, loss=2.0), certified(2, training_steps=12, loss=1.0)).state()
+    state = tracker(
+        certified(1, training_steps=30, loss=2.0), certified(2, training_steps=12, loss=1.0)
+    ).state()
     assert state.model_version == 2
     assert state.training_step == 42
     assert state.loss_history == ((1, 2.0), (2, 1.0))
@@ -39,7 +39,9 @@ def test_the_best_checkpoint_is_the_state_with_the_lowest_validation_loss_and_of
 
 
 def test_without_validation_data_the_training_loss_stands_in_and_without_any_loss_nothing_is_noted() -> None:
-    state = tracker(certified(1, training_loss=4.0), certified(2, training_loss=9.0, loss=3.0), certified(3)).state()
+    state = tracker(
+        certified(1, training_loss=4.0), certified(2, training_loss=9.0, loss=3.0), certified(3)
+    ).state()
     assert state.loss_history == ((1, 4.0), (2, 3.0))
     assert state.best_version == 2
     assert state.model_version == 3
