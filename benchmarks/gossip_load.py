@@ -2,9 +2,9 @@
 
     python benchmarks/gossip_load.py [--peers 5 100] [--rest-s 60] [--seed 1]
 
-Peers join, those who are there train a few real rounds on the quadratic workload, and rest: the run is over. Then every byte of every message
-that a peer sends (gossip, probes, heartbeats, catch-up; announcements once per receiver) is counted for a minute of virtual
-time. What transports add (TCP, Noise, Yamux, pings) is not in it.
+Peers join, those who are there train a few real rounds on the quadratic workload, and rest: the run is over. Then every byte
+of every message that a peer sends (gossip, probes, heartbeats, catch-up; announcements once per receiver) is counted for a
+minute of virtual time. What transports add (TCP, Noise, Yamux, pings) is not in it.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ class Director:
                 loss = Loss(fault.drop, fault.reset, fault.ghost)
                 if fault.message:
                     world.network.losses_of[fault.message] = loss
-                    world.later(span, world.network.losses_of.pop, fault.message, None)
+                    world.later(span, self._calm_of, fault.message)
                 else:
                     world.network.loss = loss
                     world.later(span, self._calm)
@@ -351,6 +351,9 @@ class Director:
 
     def _calm(self) -> None:
         self.world.network.loss = CALM
+
+    def _calm_of(self, kind: str) -> None:
+        self.world.network.losses_of.pop(kind, None)
 
     def _true_again(self, machine: Machine, random: Random) -> None:
         machine.clock.drift(random.randint(-100, 100), self.world.now)

@@ -206,3 +206,25 @@ def test_a_connection_is_dropped_with_its_reason() -> None:
     kept = Kept()
     kept.links.drop("other", "no member")
     assert kept.outbox.take() == [Disconnect("other", "no member")]
+
+
+def test_a_peer_with_less_than_half_of_its_links_dials_the_addresses_it_was_given_too() -> None:
+    kept = Kept(("host:1",), hidden=("a", "b", "c", "d"))
+    kept.links.want(["a", "b", "c", "d"], [])
+    kept.links.on_connected("a", 0)
+    assert [dial.addresses for dial in kept.tick(0)] == [("host:1",)]
+    other = Kept(("host:1",), hidden=("a", "b", "c", "d"))
+    other.links.want(["a", "b", "c", "d"], [])
+    for peer in ("a", "b"):
+        other.links.on_connected(peer, 0)
+    assert other.tick(0) == []
+
+
+def test_who_has_just_lost_everybody_tries_the_addresses_it_was_given_without_waiting() -> None:
+    kept = Kept(("host:1",))
+    for second in (0, 1, 3, 7):
+        for dial in kept.tick(second * SECOND):
+            kept.links.complete(dial.id, Failed("refused"), second * SECOND)
+    kept.links.on_connected("founder", 8 * SECOND)
+    kept.links.on_disconnected("founder", 8 * SECOND)
+    assert len(kept.tick(8 * SECOND)) == 1

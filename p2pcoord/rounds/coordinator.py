@@ -534,7 +534,8 @@ class RoundCoordinator:
         self._waiting_since = now
         self.setting.outbox.emit("barrier", decision=str(decision), missing=[a.member for a in missing])
         if decision is Closing.REASSIGN:
-            done = self._others({a.member for a in missing})
+            # Of the plan's own members only: what the slow are at work on is not taken from them at every barrier.
+            done = [m for m in self._working_members() if m not in {a.member for a in missing}]
             assignments = plan.assignments
             for assignment in missing:
                 if done:

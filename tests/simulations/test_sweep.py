@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from p2pcoord.errors import UserError
@@ -18,7 +17,7 @@ from simulations.sweep import parse_seeds, run_scenario, run_seed, simulate
 SCENARIOS = sorted(Path(next(iter(scenario_folder.__path__))).glob("*.toml"))
 
 
-@pytest.mark.parametrize("seed", range(1001, 1009))
+@pytest.mark.parametrize("seed", range(1001, 1005))
 @pytest.mark.parametrize("work", ["training", "steady"])
 def test_five_peers_keep_every_invariant_under_all_faults(seed: int, work: WorkName) -> None:
     report = run_seed(seed, peers=5, faults="all", rounds=10, work=work)
@@ -34,9 +33,8 @@ def test_more_peers_keep_every_invariant_under_all_faults(seed: int, peers: int)
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("work", ["training", "steady"])
-def test_a_scenario_file_keeps_every_invariant(path: Path, work: WorkName) -> None:
-    report = run_scenario(1, msgspec.structs.replace(load_scenario(path), work=work))
+def test_a_scenario_file_keeps_every_invariant(path: Path) -> None:
+    report = run_scenario(1, load_scenario(path))
     assert report.violations == ()
     assert report.coverage.faults or path.stem == "calm"
 

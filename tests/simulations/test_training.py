@@ -49,7 +49,7 @@ def network(peers: int, rounds: int) -> tuple[World, Training]:
     return world, training
 
 
-@pytest.mark.parametrize("after_ms", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("after_ms", [0, 2, 5])
 def test_a_power_cut_between_record_and_certificate_costs_no_state_and_stops_nothing(after_ms: int) -> None:
     """Whoever signed that a version can be made anew must be able to, also when all who know how die in one moment."""
     world, _ = network(4, rounds=1_000)
@@ -62,13 +62,13 @@ def test_a_power_cut_between_record_and_certificate_costs_no_state_and_stops_not
 
     def on_phase(machine: Machine, phase: str) -> None:
         nonlocal cuts
-        if phase == "completed" and world.invariants.version % 3 == 2 and cuts < 5:
+        if phase == "completed" and world.invariants.version % 3 == 2 and cuts < 3:
             cuts += 1
             world.later(after_ms * MILLISECOND, power_cut)
 
     world.on_phase = on_phase
-    world.run(40 * SECOND)
+    world.run(25 * SECOND)
     assert world.invariants.violations == []
-    assert cuts == 5
+    assert cuts == 3
     assert world.now - world.invariants.version_at < 5 * SECOND
     assert world.invariants.version > 15
