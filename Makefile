@@ -41,7 +41,7 @@ test: lint format-check types imports tests
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
 	for sweep in $(SWEEPS); do \
-	    $(BIN)/p2pcoord simulate --peers $${sweep%%:*} --seeds $${sweep##*:} --faults all --rounds 10; \
+	    $(BIN)/p2pcoord simulate --peers $${sweep%%:*} --seeds $${sweep##*:} --faults all --rounds 10 || exit 1; \
 	done
 
 lint: $(INSTALLED)

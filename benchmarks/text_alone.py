@@ -170,7 +170,9 @@ def main() -> None:
     parser.add_argument("--local-steps", type=int, default=recommended.strategy.local_steps)
     parser.add_argument("--learning-rate", type=float, default=recommended.local.optimizer.learning_rate)
     parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--controls", action="store_true", help="only the trigram table and the one that trains alone")
+    parser.add_argument(
+        "--controls", action="store_true", help="only the trigram table and the one that trains alone"
+    )
     said = parser.parse_args()
     torch.set_num_threads(1)
     settings = parse_run_file(
