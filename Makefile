@@ -19,7 +19,7 @@ TORCH ?= torch==2.13.0
 NODES ?= 4
 RUN_DIR ?= p2pcoord-cluster/$(shell date +%Y%m%d-%H%M%S)
 # Simulation sweeps of test-long, as peers:seeds; about a quarter of an hour on two free cores.
-SWEEPS ?= 5:1..250 9:1..120 15:1..60 25:1..20
+SWEEPS ?= 5:1..60 9:1..20 15:1..6 25:1..2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -157,3 +157,11 @@ def test_a_sweep_keeps_every_invariant(peers: int, last: int, work: WorkName) ->
     summary = simulate(peers=peers, seeds=range(1, last + 1), work=work)
     assert summary.violated == ()
     assert summary.committed_version >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="two members that know no living address are never found: no record names theirs"
+)
+def test_members_that_lost_everybody_they_know_are_found_again() -> None:
+    assert simulate(peers=7, seeds=[104]).violated == ()
