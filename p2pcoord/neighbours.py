@@ -104,7 +104,11 @@ class Neighbours:
 
     def _addresses_of(self, peer: str) -> tuple[str, ...]:
         record = self.gossip.book.get(peer) if self.gossip is not None else None
-        return record.addresses if record is not None and record.reachable else ()
+        if (
+            record is None
+        ):  # it was admitted where we heard nothing of it: what its admission says is all we have
+            return self._roster.addresses_of(peer)
+        return record.addresses if record.reachable else ()
 
     def _on_changed(self, changes: Sequence[Changed], now: int) -> None:
         for change in changes:

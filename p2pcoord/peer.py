@@ -169,7 +169,13 @@ class Peer:
             self.roster,
             self.agreement,
             self.neighbours.connected,
-            JoinSettings(settings.name, settings.secret, settings.profile, settings.minimum_memory_bytes),
+            JoinSettings(
+                settings.name,
+                settings.secret,
+                settings.profile,
+                settings.minimum_memory_bytes,
+                settings.addresses,
+            ),
             self._tend_soon,
         )
         frames = _decoded(restored.frames)

@@ -149,11 +149,15 @@ class CommitteeChange(Body, frozen=True, tag="committee"):
 
 
 class Admission(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A peer becomes a member; `proof` is HMAC(secret, run and joiner's id), empty in an open run."""
+    """A peer becomes a member; `proof` is HMAC(secret, run and joiner's id), empty in an open run.
+
+    `addresses` are where it could be reached then: members that never heard its gossip can still dial it.
+    """
 
     peer: str
     name: str
     proof: bytes
+    addresses: tuple[str, ...] = ()
 
 
 class Farewell(Statement, frozen=True, tag="farewell"):

@@ -26,7 +26,13 @@ from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.identity import Authority
 from p2pcoord.messages import AnyMessage, EvidenceMessage, JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.outbox import Outbox
-from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, Roster, join_proof
+from p2pcoord.rounds.participation import (
+    MAX_ADDRESSES_LENGTH,
+    MAX_ADMISSIONS,
+    MAX_NAME_LENGTH,
+    Roster,
+    join_proof,
+)
 
 # A joiner repeats its request until a certified record names it; a member that leaves likewise.
 REQUEST_INTERVAL_NS = 1_000_000_000
@@ -42,6 +48,7 @@ class JoinSettings(msgspec.Struct, frozen=True):
     secret: bytes | None
     profile: CapabilityProfile
     minimum_memory_bytes: int
+    addresses: tuple[str, ...] = ()
 
 
 class Admissions:
@@ -103,7 +110,11 @@ class Admissions:
     def _own_admission(self) -> Admission:
         secret = self._settings.secret
         proof = join_proof(secret, self._authority.run, self._me) if secret is not None else b""
-        return Admission(self._me, self._settings.name[:MAX_NAME_LENGTH], proof)
+        addresses: tuple[str, ...] = ()
+        for address in self._settings.addresses:
+            if sum(map(len, (*addresses, address))) <= MAX_ADDRESSES_LENGTH:
+                addresses = (*addresses, address)
+        return Admission(self._me, self._settings.name[:MAX_NAME_LENGTH], proof, addresses)
 
     def leave(self, now: int) -> None:
         """Say goodbye. The duty is handed over first where somebody can take it."""

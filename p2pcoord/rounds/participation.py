@@ -31,6 +31,9 @@ MAX_WAIT_VERSIONS = 64
 
 MAX_REASON_LENGTH = 256
 
+# Of an admission's addresses, in all: two or three, so that MAX_ADMISSIONS of them fit a body.
+MAX_ADDRESSES_LENGTH = 200
+
 # A name is for people; the peer id is what counts.
 MAX_NAME_LENGTH = 64
 
@@ -49,6 +52,7 @@ def join_proof(secret: bytes, run: bytes, peer: str) -> bytes:
 class Member(msgspec.Struct, frozen=True):
     name: str
     admitted_height: int
+    addresses: tuple[str, ...] = ()
 
 
 class Roster:
@@ -78,7 +82,9 @@ class Roster:
             elif isinstance(body, Members):
                 for admission in body.admitted:
                     self._members.pop(admission.peer, None)
-                    self._members[admission.peer] = Member(admission.name, record.header.height)
+                    self._members[admission.peer] = Member(
+                        admission.name, record.header.height, admission.addresses
+                    )
                     self._admitted.add(admission.peer)
                 for farewell in body.left:
                     self._members.pop(farewell.peer, None)
@@ -106,6 +112,11 @@ class Roster:
     def name_of(self, peer: str) -> str:
         member = self._members.get(peer)
         return member.name if member else ""
+
+    def addresses_of(self, peer: str) -> tuple[str, ...]:
+        """Where a member could be reached when it was admitted."""
+        member = self._members.get(peer)
+        return member.addresses if member else ()
 
     def excluded(self, peer: str) -> str:
         """Why `peer` does not count ("" when it does)."""
@@ -138,6 +149,8 @@ class Roster:
                 return "no admission: a peer id has letters of base58 only"
             if len(admission.peer) > MAX_PEER_ID_LENGTH or len(admission.proof) > MAX_PROOF_BYTES:
                 return f"no admission: a peer id of {len(admission.peer)} letters, a proof of {len(admission.proof)} bytes"
+            if sum(map(len, admission.addresses)) > MAX_ADDRESSES_LENGTH:
+                return f"the addresses of {admission.peer} are too long"
             if len(admission.name) > MAX_NAME_LENGTH:
                 return f"the name of {admission.peer} is too long"
             if self.is_member(admission.peer):

@@ -160,8 +160,7 @@ def test_a_sweep_keeps_every_invariant(peers: int, last: int, work: WorkName) ->
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="two members that know no living address are never found: no record names theirs"
-)
-def test_members_that_lost_everybody_they_know_are_found_again() -> None:
-    assert simulate(peers=7, seeds=[104]).violated == ()
+@pytest.mark.parametrize(("peers", "seed"), [(5, 58), (7, 104)])
+def test_members_that_lost_everybody_they_knew_are_found_again(peers: int, seed: int) -> None:
+    """Their admission, which is certified, says where they were."""
+    assert simulate(peers=peers, seeds=[seed]).violated == ()
