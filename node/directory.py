@@ -209,6 +209,7 @@ def sync(descriptor: int, *, data_only: bool = False) -> None:
 
 
 def sync_directory(path: Path) -> None:
+    """Make a rename in this directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

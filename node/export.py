@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from node.directory import check_format
+from node.directory import check_format, sync_directory
 from p2pcoord.errors import UserError
 
 MODEL_FILE: Final = Path("model/latest.safetensors")
@@ -49,7 +49,7 @@ def export_latest(directory: Path, target: Path) -> str:
                 copy.flush()
                 os.fsync(copy.fileno())
             temporary.rename(target)
-            _sync(target.absolute().parent)
+            sync_directory(target.absolute().parent)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
@@ -66,11 +66,3 @@ def model_version(file: Any) -> str:
         return ""
     finally:
         file.seek(0)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

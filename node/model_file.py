@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from node.directory import sync_directory
 from p2pcoord.errors import UserError
 
 MAX_NAMES_TOLD: Final = 5
@@ -37,15 +38,6 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename in this directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def export_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
