@@ -231,7 +231,7 @@ class Peer:
             alive=self.neighbours.alive,
             fit=self.neighbours.fit,
             send=lambda peer, message: self.neighbours.send(peer, message, self._now),
-            between_rounds=self._tend,
+            between_rounds=self._between_rounds,
             see=self.admissions.see,
             exclude=self.admissions.exclude,
             ask_records=replication.ask,
@@ -525,6 +525,12 @@ class Peer:
         due = 0 < self.settings.rotation_rounds <= agreement.rounds_in_term()
         if self.work.idle and (due or self.admissions.leaving):
             agreement.rotate(now)
+
+    def _between_rounds(self, now: int) -> bool:
+        """Whoever waits between rounds has its turn; False when no round may begin after it: whoever leaves hands over first,
+        and a learner cannot catch up with rounds that follow each other faster than its answers."""
+        self._tend(now)
+        return not self.admissions.leaving
 
     # Ends
 

@@ -34,6 +34,9 @@ from p2pcoord.outbox import Outbox
 # A voter that leaves is replaced by a learner rather than dropped, if one gets ready in this time; who leaves waits up to 5 s.
 LEARNER_PATIENCE_NS = 3_000_000_000
 
+# Records that may have been certified since a learner's last answer; it has them before it can acknowledge its committee.
+LEARNER_LAG = 1
+
 
 class Agreement:
     """Consensus of one peer. Inputs: receive, durable, tick; outputs go to the outbox."""
@@ -238,7 +241,7 @@ class Agreement:
         recently = self.timing.election_minimum * self.replication.interval_ns
         return (
             progress is not None
-            and progress.match_height >= self.voter.ledger.certified
+            and progress.match_height + LEARNER_LAG >= self.voter.ledger.certified
             and progress.holds
             and self.replication.heard_within(peer, recently, now)
         )

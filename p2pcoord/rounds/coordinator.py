@@ -929,7 +929,8 @@ class RoundCoordinator:
         ledger = self.setting.voter.ledger
         if self.over or self.proposed is not None or now < self._not_before:
             return
-        self.setting.between_rounds(now)
+        if not self.setting.between_rounds(now):
+            return
         if ledger.certified != ledger.height or self.replication.transferring is not None:
             return
         self._started_at = now

@@ -93,7 +93,7 @@ class Setting:
         alive: Callable[[str], bool],
         fit: Callable[[str], bool],
         send: Callable[[str, msgspec.Struct], None],
-        between_rounds: Callable[[int], None],
+        between_rounds: Callable[[int], bool],
         see: Callable[[SignedStatement], None],
         exclude: Callable[[Exclusion], None],
         ask_records: Callable[[str, int], None],

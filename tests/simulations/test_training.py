@@ -72,3 +72,24 @@ def test_a_power_cut_between_record_and_certificate_costs_no_state_and_stops_not
     assert cuts == 3
     assert world.now - world.invariants.version_at < 5 * SECOND
     assert world.invariants.version > 15
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sole_voter_hands_over_before_it_leaves_however_fast_the_rounds_are(seed: int) -> None:
+    """Rounds that follow each other faster than a learner's answers used to keep it from ever being ready."""
+    world = World(seed, WorldSettings(rules=quadratic.rules(rounds=10_000, minimum_members=1), gossip=True))
+    Training(world)
+    founder = world.found("m0")
+    other = world.join("m1")
+    world.run(8 * SECOND)
+    assert founder.peer is not None and founder.peer.agreement.is_coordinator
+    assert other.peer is not None and other.peer.is_member
+    assert founder.peer.agreement.committee.voters == (founder.id,)
+    world.leave(founder)
+    world.run(world.now + 3 * SECOND)
+    assert founder.peer is not None and founder.peer.left
+    world.lose_disk(founder)
+    before = world.invariants.version
+    world.run(world.now + 5 * SECOND)
+    assert world.invariants.version > before
+    assert world.invariants.violations == []
