@@ -81,5 +81,6 @@ def test_a_coordinator_killed_anywhere_is_succeeded_and_the_round_is_made(
             newest = max(network.commits())
             environment = {"P2PCOORD_FAILPOINTS": f"{following}@{newest + 3}"} if following else {}
             network.restart(node, environment=environment)
-            network.wait_contribution(node, restarted, 90.0)
+            if not following:  # else the duty may be its own, and the node held, before it contributes
+                network.wait_contribution(node, restarted, 90.0)
         network.check()
