@@ -55,6 +55,10 @@ def dropped(times: int) -> None:
     print(
         f"  commits that name the cut-off member: {named}; contributors: {[seen.without for seen in found]}"
     )
+    for seen in found:
+        print(
+            f"  {seen.without} contributors after {seen.certificate_s:.1f} s; left out: {', '.join(seen.losses) or 'nobody'}"
+        )
     print(f"  commits that are told wrongly: {len(found[-1].untrue)}", flush=True)
 
 

@@ -161,6 +161,8 @@ class Dropped(msgspec.Struct):
     """Contributors of that certificate."""
     named: bool = False
     """Whether that certificate's contributors hold the member that was cut off."""
+    losses: list[str] = []
+    """Whom the coordinators left out of it, and why."""
     back_s: float = 0.0
     """From healing to a certificate with all of them."""
     untrue: list[str] = []
@@ -190,6 +192,7 @@ def drop_in_transfer(folder: Path, times: int, *, hold_s: float = 20.0) -> list[
             seen.certificate_s = at(first) - cut_at
             seen.without = len(first["contributors"])
             seen.named = victim.peer_id in first["contributors"]
+            seen.losses = _losses(witnesses, cut_at, at(first))
             time.sleep(max(0.0, min(hold_s, cut_at + hold_s - time.time())))
             net.heal()
             healed_at = time.time()
@@ -197,6 +200,18 @@ def drop_in_transfer(folder: Path, times: int, *, hold_s: float = 20.0) -> list[
             seen.untrue = _untrue(nodes)
             found.append(seen)
     return found
+
+
+def _losses(nodes: list[RunningNode], since: float, until: float) -> list[str]:
+    """Members that a coordinator left out between two moments, with its reasons; by name."""
+    names = {node.peer_id: node.name for node in nodes}
+    return [
+        f"{names.get(event['peer'], 'the cut-off one')}: {event.get('reason', kind)}"
+        for node in nodes
+        for kind in ("lost", "left-out")
+        for event in node.events(kind)
+        if since <= at(event) <= until
+    ]
 
 
 def _untrue(nodes: list[RunningNode]) -> list[str]:
