@@ -4,12 +4,13 @@ Theory of operation
     A host is a namespace with one interface, a veth pair whose other end is a port of a bridge. All of it is made by `ip`, has
     names of this process and is gone after `with`; the bridge has no address, so nothing here meets the machine's own network.
 
-    split, isolate, heal    ports move to bridges of their own: frames to the others are dropped in silence, in both
-                            directions, and no host sees its cable pulled. What was in flight is lost, connections stay open
+    split, isolate, heal    each host's iptables drops what comes from the others; where that program is missing, ports move to
+                            bridges of their own. Either way packets vanish in silence, in both directions, and no host sees
+                            its cable pulled. What was in flight is lost, connections stay open
     refuse_inbound          a firewall's rule: whoever dials the host's TCP port gets no answer; what it dials itself works
     limit                   tc's token bucket in front of the host's own sending
 
-Only iproute2 is needed, and root: a machine that has neither skips these tests and says why (`missing`).
+Only iproute2 is needed, and root: a machine that lacks one of them skips these tests and says why (`missing`).
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ class Host:
         self.ip("rule", "del", "pref", "0")
         self.ip("rule", "add", "pref", "5", "iif", "eth0", "ipproto", "tcp", "dport", str(port), "blackhole")
 
+    def drop_from(self, others: Sequence[Host]) -> None:
+        """From now on nothing arrives from these hosts, and all else does. (Dropping on the way in only: what a host may not
+        even send is an error to it, and no silence.)"""
+        _run(*self.prefix, "iptables", "-w", "-F", "INPUT")
+        for other in others:
+            _run(*self.prefix, "iptables", "-w", "-A", "INPUT", "-s", other.address, "-j", "DROP")
+
     def limit(self, megabits_per_s: float) -> None:
         """Bounds what it sends."""
         rate = f"{megabits_per_s:g}mbit"
@@ -97,9 +105,10 @@ def _read(path: str) -> str:
 class Network:
     """Made by `network`."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, iptables: bool) -> None:
         if not 1 <= count <= MAX_HOSTS:
             raise ValueError(f"1 to {MAX_HOSTS} hosts, not {count}")
+        self._iptables = iptables
         self._token = secrets.token_hex(2)
         self._bridges: list[str] = []
         self.hosts = [Host(number, self._token) for number in range(count)]
@@ -138,6 +147,11 @@ class Network:
     def split(self, *groups: Sequence[Host]) -> None:
         """From now on only hosts of one group hear each other; who is in no group stays where it is."""
         for number, group in enumerate(groups):
+            if self._iptables:
+                unheard = [other for others in groups if others is not group for other in others]
+                for host in group:
+                    host.drop_from(unheard)
+                continue
             bridge = self._bridge(number)
             for host in group:
                 _run("ip", "link", "set", host.port_device, "master", bridge)
@@ -150,10 +164,15 @@ class Network:
         self.split(self.hosts)
 
 
+def has_iptables() -> bool:
+    return shutil.which("iptables") is not None
+
+
 @contextmanager
-def network(count: int) -> Iterator[Network]:
-    """`count` hosts that hear each other. Their processes must have ended before this does."""
-    made = Network(count)
+def network(count: int, *, iptables: bool | None = None) -> Iterator[Network]:
+    """`count` hosts that hear each other. Their processes must have ended before this does. `iptables`: whether it cuts them
+    from each other; by default where it is there."""
+    made = Network(count, iptables=has_iptables() if iptables is None else iptables)
     try:
         made._make()
         yield made

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.namespaces.hosts import Host, missing, network
+from tests.namespaces.hosts import Host, has_iptables, missing, network
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -35,8 +35,12 @@ def asks(asker: Host, asked: Host, timeout_s: float = 1.0) -> str:
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
-def test_hosts_hear_each_other_until_they_are_split_and_again_when_they_are_healed() -> None:
-    with network(3) as made:
+@pytest.mark.parametrize(
+    "iptables",
+    [False, pytest.param(True, marks=pytest.mark.skipif(not has_iptables(), reason="no iptables here"))],
+)
+def test_hosts_hear_each_other_until_they_are_split_and_again_when_they_are_healed(iptables: bool) -> None:
+    with network(3, iptables=iptables) as made:
         first, second, third = made.hosts
         with subprocess.Popen([*first.prefix, sys.executable, "-c", ECHO], stdout=subprocess.PIPE) as server:
             try:
