@@ -427,7 +427,7 @@ def cluster(
 
 @cli.command()
 @click.option(
-    "--peers", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="How many."
+    "--peers", default="5", show_default=True, metavar="N", help="How many; of A..B each seed draws a number."
 )
 @click.option("--seed", type=int, metavar="S", help="One seed.  [default: 1]")
 @click.option("--seeds", metavar="A..B", help="All seeds from A to B.")
@@ -444,7 +444,7 @@ def cluster(
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as one line of JSON, the last one.")
 def simulate(
-    peers: int, seed: int | None, seeds: str | None, faults: str, rounds: int, as_json: bool
+    peers: str, seed: int | None, seeds: str | None, faults: str, rounds: int, as_json: bool
 ) -> None:
     """Run networks that are made up, in virtual time, with faults. Exit code 1 when an invariant was violated."""
     if seed is not None and seeds is not None:
@@ -456,8 +456,9 @@ def simulate(
         for text in report.violations:
             click.echo(f"seed {report.seed}: {text}")
 
-    chosen = sweep.parse_seeds(seeds if seeds is not None else str(1 if seed is None else seed))
-    summary = sweep.simulate(peers=peers, seeds=chosen, faults=faults, rounds=rounds, progress=progress)
+    chosen = sweep.parse_range("seeds", seeds if seeds is not None else str(1 if seed is None else seed))
+    counts = sweep.parse_range("peers", peers)
+    summary = sweep.simulate(peers=counts, seeds=chosen, faults=faults, rounds=rounds, progress=progress)
     click.echo(sweep.as_json(summary) if as_json else told(summary).rstrip("\n"))
     sys.exit(1 if summary.violations else 0)
 

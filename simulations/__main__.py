@@ -1,4 +1,4 @@
-"""python -m simulations --peers N --seeds A..B --faults none|crashes|loss|partitions|all --rounds R [--work training|steady]
+"""python -m simulations --peers N|A..B --seeds A..B --faults none|crashes|loss|partitions|all --rounds R [--work training|steady]
 [--coverage] [--json]"""
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from p2pcoord.errors import UserError
 from simulations.coverage import tables
 from simulations.faults import FAMILIES
 from simulations.report import Report, Summary
-from simulations.sweep import as_json, parse_seeds, simulate
+from simulations.sweep import as_json, parse_range, simulate
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m simulations", description="Runs a network that is made up."
     )
-    parser.add_argument("--peers", type=int, default=5)
+    parser.add_argument("--peers", default="5", help="a number, or A..B of which each seed draws one")
     parser.add_argument("--seeds", default="1", help="a seed, or A..B")
     parser.add_argument("--faults", choices=list(FAMILIES), default="all")
     parser.add_argument("--rounds", type=int, default=10, help="certified versions at least")
@@ -35,8 +35,8 @@ def main() -> int:
 
     try:
         summary = simulate(
-            peers=given.peers,
-            seeds=parse_seeds(given.seeds),
+            peers=parse_range("peers", given.peers),
+            seeds=parse_range("seeds", given.seeds),
             faults=given.faults,
             rounds=given.rounds,
             work=given.work,

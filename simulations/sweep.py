@@ -17,11 +17,14 @@ from p2pcoord.errors import UserError
 from simulations import quadratic
 from simulations.faults import FAMILIES
 from simulations.mutants import MUTANTS
+from simulations.randomness import stream
 from simulations.report import Report, Summary, report_of, summary_of
 from simulations.scenario import WEATHERS, Director, Scenario, WorkName, draw_scenario, load_scenario
 from simulations.steady_work import SteadyWork
 from simulations.training import Training
 from simulations.world import WorkFactory, World, WorldSettings
+
+MAX_PEERS = 1_000
 
 ENDLESS = 1_000_000
 """Rounds of a run that the scenario ends."""
@@ -53,10 +56,17 @@ def run_scenario(
 
 
 def run_seed(
-    seed: int, *, peers: int, faults: str, rounds: int, work: WorkName = "training", mutant: str = ""
+    seed: int,
+    *,
+    peers: int | range,
+    faults: str,
+    rounds: int,
+    work: WorkName = "training",
+    mutant: str = "",
 ) -> Report:
-    """The scenario that this seed draws."""
-    return run_scenario(seed, draw_scenario(seed, peers, faults, rounds, work), mutant=mutant)
+    """The scenario that this seed draws; of several numbers of peers it draws one."""
+    count = peers if isinstance(peers, int) else stream(seed, "peers").choice(peers)
+    return run_scenario(seed, draw_scenario(seed, count, faults, rounds, work), mutant=mutant)
 
 
 def run_file(seed: int, path: str) -> Report:
@@ -65,7 +75,7 @@ def run_file(seed: int, path: str) -> Report:
 
 def simulate(
     *,
-    peers: int = 5,
+    peers: int | range = 5,
     seeds: Sequence[int] = (1,),
     faults: str = "all",
     rounds: int = 10,
@@ -80,8 +90,9 @@ def simulate(
     """
     if faults not in FAMILIES:
         raise UserError(f"faults are one of {', '.join(FAMILIES)}, not {faults!r}", exit_code=2)
-    if not 1 <= peers <= 1000:
-        raise UserError(f"a simulation has 1 to 1000 peers, not {peers}", exit_code=2)
+    counts = range(peers, peers + 1) if isinstance(peers, int) else peers
+    if not (counts and 1 <= counts[0] <= counts[-1] <= MAX_PEERS):
+        raise UserError(f"a simulation has 1 to {MAX_PEERS} peers, not {peers}", exit_code=2)
     if scenario:
         load_scenario(Path(scenario))
         run: Callable[[int], Report] = partial(run_file, path=scenario)
@@ -104,16 +115,16 @@ def _over(run: Callable[[int], Report], seeds: Sequence[int], processes: int) ->
         yield from pool.imap(run, seeds)
 
 
-def parse_seeds(text: str) -> range:
-    """ "7" or "1..250" (both included). Raises UserError."""
+def parse_range(what: str, text: str) -> range:
+    """ "7" or "1..250" (both included). Raises UserError that names `what`."""
     first, dots, last = text.partition("..")
     try:
-        seeds = range(int(first), int(last if dots else first) + 1)
+        numbers = range(int(first), int(last if dots else first) + 1)
     except ValueError:
-        seeds = range(0)
-    if not seeds:
-        raise UserError(f"seeds are a number or A..B, not {text!r}", exit_code=2)
-    return seeds
+        numbers = range(0)
+    if not numbers:
+        raise UserError(f"{what} are a number or A..B, not {text!r}", exit_code=2)
+    return numbers
 
 
 def as_json(summary: Summary) -> str:

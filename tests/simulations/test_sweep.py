@@ -12,7 +12,7 @@ from p2pcoord.errors import UserError
 from simulations import scenarios as scenario_folder
 from simulations.faults import FAMILIES, draw_faults
 from simulations.scenario import WorkName, draw_scenario, load_scenario
-from simulations.sweep import parse_seeds, run_scenario, run_seed, simulate
+from simulations.sweep import parse_range, run_scenario, run_seed, simulate
 
 SCENARIOS = sorted(Path(next(iter(scenario_folder.__path__))).glob("*.toml"))
 
@@ -125,13 +125,13 @@ def test_what_a_peer_raises_is_a_violation_of_that_seed(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("text", "seeds"), [("7", [7]), ("3..5", [3, 4, 5])])
 def test_seeds_are_one_or_a_range(text: str, seeds: list[int]) -> None:
-    assert list(parse_seeds(text)) == seeds
+    assert list(parse_range("seeds", text)) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "5..3", "1..", "..4"])
 def test_other_seeds_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"A\.\.B"):
-        parse_seeds(text)
+        parse_range("seeds", text)
 
 
 def test_unknown_faults_and_impossible_sizes_are_refused() -> None:
@@ -139,6 +139,15 @@ def test_unknown_faults_and_impossible_sizes_are_refused() -> None:
         simulate(faults="gremlins")
     with pytest.raises(UserError, match="1 to 1000"):
         simulate(peers=0)
+    with pytest.raises(UserError, match="1 to 1000"):
+        simulate(peers=range(5, 1002))
+
+
+def test_of_several_numbers_of_peers_each_seed_draws_one_and_always_the_same() -> None:
+    summary = simulate(peers=range(1, 4), seeds=range(1, 4), faults="none", rounds=1, processes=1)
+    alone = [run_seed(seed, peers=range(1, 4), faults="none", rounds=1) for seed in range(1, 4)]
+    assert summary.events == sum(report.events for report in alone)
+    assert len({report.events for report in alone}) > 1
 
 
 def test_a_wrong_scenario_file_is_refused_with_its_name(tmp_path: Path) -> None:
