@@ -42,8 +42,8 @@ import msgspec
 
 from p2pcoord.errors import LocalError
 from p2pcoord.gossip.failure_detector import FailureDetector, LinkHeard, LinkSilent, PhiSettings
-from p2pcoord.gossip.probing import MAX_MEMBERS, Alive, Dead, Suspect
 from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.gossip.suspicion import MAX_MEMBERS, Alive, Dead, Suspect
 
 
 class PeerState(enum.Enum):

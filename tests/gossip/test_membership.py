@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from p2pcoord.errors import LocalError
 from p2pcoord.gossip.membership import Changed, Membership, PeerState
-from p2pcoord.gossip.probing import MAX_MEMBERS, Alive, Dead, Suspect
 from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.gossip.suspicion import MAX_MEMBERS, Alive, Dead, Suspect
 
 MILLISECOND = 1_000_000
 SECOND = 1000 * MILLISECOND
