@@ -57,7 +57,6 @@ class RecordChanged(Output, frozen=True):
     """Another peer's record was learned, or replaced by a newer one."""
 
     record: PeerRecord
-    previous: PeerRecord | None
 
 
 class OwnRecordChanged(Output, frozen=True):
@@ -288,7 +287,7 @@ class RecordBook:
         if record.stamp == known and held is not None:
             return self._contradiction(held, record, content, size)
         self._hold(record, content, size)
-        return [RecordChanged(record, held.record if held else None)]
+        return [RecordChanged(record)]
 
     def _contradiction(self, held: Held, record: PeerRecord, content: bytes, size: int) -> list[Output]:
         outputs: list[Output] = []
@@ -297,7 +296,7 @@ class RecordBook:
             outputs.append(Equivocation(held.record, record))
         if content > held.content_hash:
             self._hold(record, content, size)
-            outputs.append(RecordChanged(record, held.record))
+            outputs.append(RecordChanged(record))
         return outputs
 
     def _hold(self, record: PeerRecord, content: bytes, size: int) -> None:

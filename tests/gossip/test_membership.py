@@ -140,23 +140,6 @@ def test_a_leaf_that_moved_on_has_not_failed_and_one_that_vanished_has():
     assert view.state("a") is DEAD
 
 
-def test_changes_are_told_once_for_each_peer_since_a_revision():
-    view = membership()
-    for peer in "bcd":
-        view.add(peer)
-    for peer in "abcd":
-        view.heard(peer, 1)
-    mark = view.revision
-    assert view.changes_since(mark) == []
-    view.disconnected("c")
-    view.disconnected("a")
-    view.connected("c", 2)
-    assert view.changes_since(mark) == [("a", SUSPECT), ("c", ALIVE)]
-    assert [peer for peer, _ in view.changes_since(0)] == ["b", "d", "a", "c"]
-    view.remove("b")
-    assert view.changes_since(0)[-1] == ("b", UNKNOWN)
-
-
 def test_strangers_change_nothing_and_members_are_bounded():
     view = Membership("me")
     for event in EVENTS.values():

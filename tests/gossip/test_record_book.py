@@ -97,11 +97,11 @@ def test_a_newer_record_is_taken_and_an_older_one_is_not_even_checked():
     verify = Verifier()
     mine = book(verify=verify)
     new, old = record("a", 2, 1), record("a", 1, 9)
-    assert mine.merge("b", [new], 1) == [RecordChanged(new, None)]
+    assert mine.merge("b", [new], 1) == [RecordChanged(new)]
     assert mine.merge("c", [old, new, replace(old, signature=b"x")], 2) == []
     assert verify.calls == 1
     newer = record("a", 2, 2, local_loss=math.nan)
-    assert mine.merge("b", [newer, newer], 3) == [RecordChanged(newer, new)]
+    assert mine.merge("b", [newer, newer], 3) == [RecordChanged(newer)]
     assert verify.calls == 2
 
 
@@ -172,7 +172,7 @@ def test_old_gossip_does_not_raise_the_long_dead_but_a_restart_does(admitted):
     mine.forget("a")
     assert mine.get("a") is None
     assert mine.merge("b", [record("a", 3, 9), record("a", 2, 1)], 3) == []
-    assert mine.merge("b", [record("a", 4, 1)], 4) == [RecordChanged(record("a", 4, 1), None)]
+    assert mine.merge("b", [record("a", 4, 1)], 4) == [RecordChanged(record("a", 4, 1))]
 
 
 def test_tombstones_of_strangers_are_bounded():
