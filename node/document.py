@@ -12,6 +12,7 @@ from p2pcoord.consensus.ledger import Round
 from p2pcoord.gossip.membership import PeerState
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds
+from p2pcoord.synchronization.state_tracker import local_state
 
 SCHEMA = 1
 
@@ -98,7 +99,8 @@ def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
     record = peer.gossip.book.get(member) if peer.gossip else None
     view = peer.gossip.membership.view(member, now) if peer.gossip else None
     version = peer.work.participant.version if isinstance(peer.work, Rounds) else 0
-    theirs = version if member == peer.me else record.last_sync if record else 0
+    local = local_state(record)
+    theirs = version if member == peer.me else local.last_sync
     seen = view.last_seen if view is not None else None
     return {
         "peer_id": member,
@@ -113,9 +115,9 @@ def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
         "last_seen_s": None if seen is None else (now - seen) / 1e9,
         "addresses": list(record.addresses) if record else [],
         "device": record.profile.device if record else "",
-        "local_step": record.local_step if record else 0,
-        "local_loss": record.local_loss if record else None,
-        "gradient_norm": record.gradient_norm if record else None,
+        "local_step": local.local_step,
+        "local_loss": local.local_loss,
+        "gradient_norm": local.gradient_norm,
     }
 
 

@@ -15,7 +15,7 @@ from random import Random
 
 import msgspec
 
-from p2pcoord.effects import Dial, Disconnect, Done, Outcome
+from p2pcoord.effects import Dial, Done, Outcome
 from p2pcoord.outbox import Outbox
 
 # Up to this many members all are connected to all: a connection costs a ping every few seconds and 0.1 MiB.
@@ -43,7 +43,7 @@ class _Backoff(msgspec.Struct):
 
 
 class Links:
-    """Decides on Dial and Disconnect. `failed(peer, now)` is called when a known peer could not be dialled."""
+    """Decides whom to dial. `failed(peer, now)` is called when a known peer could not be dialled."""
 
     def __init__(
         self,
@@ -167,6 +167,3 @@ class Links:
 
     def next_deadline(self) -> int:
         return self._check_at
-
-    def drop(self, peer: str, reason: str) -> None:
-        self._outbox.put(Disconnect(peer, reason))

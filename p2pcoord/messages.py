@@ -26,8 +26,8 @@ from p2pcoord.consensus.ledger import (
 )
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
-from p2pcoord.gossip.probing import Rumor
 from p2pcoord.gossip.records import CapabilityProfile, PeerRecord
+from p2pcoord.gossip.rumors import Rumor
 from p2pcoord.gossip.version_vector import Digest, PeerId, Wanted
 from p2pcoord.rounds.attempt import Attempt, Partial, Result
 from p2pcoord.rounds.plan import Plan

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcoord.effects import Dial, Disconnect, Done, Failed
+from p2pcoord.effects import Dial, Done, Failed
 from p2pcoord.links import (
     CHECK_INTERVAL_NS,
     FIRST_BACKOFF_NS,
@@ -200,12 +200,6 @@ def test_addresses_that_do_not_answer_are_tried_less_and_less_often() -> None:
             tries += 1
             kept.links.complete(dial.id, Failed("refused"), second * SECOND)
     assert tries == 8  # at 0, 1, 3, 7, 15, 31, 61, 91 s
-
-
-def test_a_connection_is_dropped_with_its_reason() -> None:
-    kept = Kept()
-    kept.links.drop("other", "no member")
-    assert kept.outbox.take() == [Disconnect("other", "no member")]
 
 
 def test_a_peer_with_less_than_half_of_its_links_dials_the_addresses_it_was_given_too() -> None:

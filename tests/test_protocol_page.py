@@ -16,8 +16,8 @@ from p2pcoord.aggregation.mean import Factors
 from p2pcoord.aggregation.tree import Tree
 from p2pcoord.consensus.ledger import AnyBody, Certificate, Counted
 from p2pcoord.frames import PeerFrame
-from p2pcoord.gossip.probing import Rumor
 from p2pcoord.gossip.records import CapabilityProfile
+from p2pcoord.gossip.rumors import Rumor
 from p2pcoord.gossip.version_vector import OtherStamp, Stamp
 from p2pcoord.identity import Statement
 from p2pcoord.messages import AnyMessage, Grants, Votes

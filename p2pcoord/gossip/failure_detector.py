@@ -104,11 +104,6 @@ class PhiAccrual:
         for lateness in (-self._interval // 4, self._interval // 4):
             self._add(lateness)
 
-    @property
-    def heard(self) -> int:
-        """When the last heartbeat came, ns."""
-        return self._heard
-
     def heartbeat(self, interval_ns: int, now: int) -> None:
         """A heartbeat came, and states that the next one follows after `interval_ns`.
 
@@ -158,8 +153,8 @@ class PhiAccrual:
 class FailureDetector:
     """The links that matter to one peer."""
 
-    def __init__(self, settings: PhiSettings | None = None) -> None:
-        self._settings = settings or PhiSettings()
+    def __init__(self) -> None:
+        self._settings = PhiSettings()
         self._links: dict[str, PhiAccrual] = {}
         self._silent: dict[str, None] = {}
 
@@ -194,10 +189,6 @@ class FailureDetector:
         """phi of the link, 0 for one that is not watched."""
         link = self._links.get(peer)
         return link.phi(now) if link else 0.0
-
-    def silent(self, peer: str) -> bool:
-        """Whether the link's phi reached the threshold and nothing came since."""
-        return peer in self._silent
 
     def next_deadline(self) -> int | None:
         """When the next link falls silent if nothing comes."""

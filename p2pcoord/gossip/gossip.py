@@ -1,10 +1,11 @@
 """Gossip of one peer: records, probing and membership as one machine, its outputs turned into messages.
 
-    records       what everybody says of itself, spread by anti-entropy          `records.py`
-    probing       who answers                                                    `probing.py`
+    record book   what everybody says of itself                                  `record_book.py`
+    exchange      how records spread: anti-entropy                               `exchange.py`
+    prober        who answers                                                    `probing.py`
     membership    what follows for every other peer, with connections and phi    `membership.py`
 
-The three are told of each other's findings here and nowhere else. Two things come out: messages, and `changed`: the peers
+These are told of each other's findings here and nowhere else. Two things come out: messages, and `changed`: the peers
 whose state changed, given to the owner in the same step.
 """
 
@@ -17,10 +18,12 @@ import msgspec
 
 from p2pcoord.consensus.election import NEVER
 from p2pcoord.errors import RemoteError
-from p2pcoord.gossip import probing, records
+from p2pcoord.gossip import exchange, pings, record_book, suspicion
+from p2pcoord.gossip.exchange import Exchange
 from p2pcoord.gossip.membership import Changed, Membership, PeerState
 from p2pcoord.gossip.probing import Prober
-from p2pcoord.gossip.records import PeerRecord, RecordBook
+from p2pcoord.gossip.record_book import RecordBook
+from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.identity import Authority
 from p2pcoord.messages import (
     AnyMessage,
@@ -63,9 +66,9 @@ class Gossip:
             first,
             authority.sign,
             lambda record: authority.verify(record.peer, record),
-            random("records"),
             now,
         )
+        self.exchange = Exchange(self.book, random("records"), now)
         self.prober = Prober(self.me, first.incarnation, random("probing"), now)
 
     # Who there is
@@ -76,7 +79,7 @@ class Gossip:
         if peer == self.me:
             return
         self.membership.add(peer)
-        self.book.partner(peer, alive=True)
+        self.exchange.partner(peer, alive=True)
         record = self.book.get(peer)
         self.prober.add_member(peer, record.incarnation if record else 0, _links(record), now)
 
@@ -88,10 +91,12 @@ class Gossip:
         self._tell(self.membership.remove(peer), now)
         self.prober.remove_member(peer)
         self.book.forget(peer)
+        self.exchange.forget(peer)
 
     def update(self, now: int, **fields: object) -> None:
         """Says something new of this peer (fields of PeerRecord)."""
-        self._records(self.book.update(msgspec.structs.replace(self.book.draft, **fields), now), now)
+        if self.book.update(msgspec.structs.replace(self.book.draft, **fields), now):
+            self._tick_records(now)
 
     # Links
 
@@ -127,11 +132,13 @@ class Gossip:
     def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
         match message:
             case ExchangeRequest():
-                self._records(self.book.receive_syn(sender, message.digest, now), now)
+                self._records(self.exchange.receive_syn(sender, message.digest, now), now)
             case ExchangeReply():
-                self._records(self.book.receive_syn_ack(sender, message.records, message.wanted, now), now)
+                self._records(
+                    self.exchange.receive_syn_ack(sender, message.records, message.wanted, now), now
+                )
             case ExchangeEnd():
-                self._records(self.book.receive_ack(sender, message.records, now), now)
+                self._records(self.book.merge(sender, message.records, now), now)
             case Ping() | PingRequest() | PingAck() | PingNack():
                 self._records(self.book.merge(sender, message.records, now), now)
                 self._receive_probe(sender, message, now)
@@ -153,9 +160,13 @@ class Gossip:
         self._probes(outputs, now)
 
     def tick(self, now: int) -> None:
-        self._records(self.book.tick(now), now)
+        self._tick_records(now)
         self._probes(self.prober.tick(now), now)
         self._tell(self.membership.tick(now), now)
+
+    def _tick_records(self, now: int) -> None:
+        self._records(self.book.tick(now), now)
+        self._records(self.exchange.tick(now), now)
 
     def gap(self, now: int) -> None:
         """This process slept: nothing follows from the others' silence."""
@@ -163,28 +174,32 @@ class Gossip:
         self.membership.gap(now)
 
     def next_deadline(self) -> int:
-        times = (self.book.next_deadline(), self.prober.next_deadline(), self.membership.next_deadline())
-        return min((at for at in times if at is not None), default=NEVER)
+        parts = (self.book, self.exchange, self.prober, self.membership)
+        times = [at for part in parts if (at := part.next_deadline()) is not None]
+        return min(times, default=NEVER)
 
     # Findings
 
-    def _records(self, outputs: Sequence[records.Output], now: int) -> None:
+    def _records(self, outputs: Sequence[record_book.Output], now: int) -> None:
         for output in outputs:
             match output:
-                case records.SendSyn():
+                case exchange.SendSyn():
                     self._outbox.send(output.to, ExchangeRequest(output.digest))
-                case records.SendSynAck():
+                case exchange.SendSynAck():
                     self._outbox.send(output.to, ExchangeReply(output.records, output.wanted))
-                case records.SendAck():
+                case exchange.SendAck():
                     self._outbox.send(output.to, ExchangeEnd(output.records))
-                case records.RecordChanged():
+                case record_book.OwnRecordChanged():
+                    if output.urgent:
+                        self.exchange.hurry(now)
+                case record_book.RecordChanged():
                     self._record_changed(output.record, now)
-                case records.IncarnationRaised():
+                case record_book.IncarnationRaised():
                     self._began(output.incarnation)
                     self.prober.raise_incarnation(output.incarnation)
-                case records.Equivocation():
+                case record_book.Equivocation():
                     self._evidence(output.first, output.second)
-                case records.Rejected():
+                case record_book.Rejected():
                     self._reject(output.sender, RemoteError(output.kind, output.detail))
 
     def _record_changed(self, record: PeerRecord, now: int) -> None:
@@ -196,37 +211,37 @@ class Gossip:
         self._tell(self.membership.record(record), now)
         self._probes(self.prober.alive(record.peer, record.incarnation, now), now)
 
-    def _probes(self, outputs: Sequence[probing.Output], now: int) -> None:
+    def _probes(self, outputs: Sequence[suspicion.Output], now: int) -> None:
         for output in outputs:
             match output:
-                case probing.Carrier():
+                case pings.Carrier():
                     self._carry(output)
-                case probing.RaiseIncarnation():
+                case suspicion.RaiseIncarnation():
                     self._began(output.incarnation)
                     self._records(self.book.raise_incarnation(output.incarnation, now), now)
-                case probing.Alive() | probing.Suspect() | probing.Dead():
+                case suspicion.Alive() | suspicion.Suspect() | suspicion.Dead():
                     self._tell(self.membership.probed(output), now)
 
-    def _carry(self, output: probing.Carrier) -> None:
+    def _carry(self, output: pings.Carrier) -> None:
         known = (self.book.get(peer) for peer in output.records_of)
         carried = tuple(record for record in known if record is not None)
         common = (output.sequence, output.incarnation, output.rumors, carried)
         match output:
-            case probing.SendPing():
+            case pings.SendPing():
                 self._outbox.send(output.to, Ping(*common))
-            case probing.SendPingRequest():
+            case pings.SendPingRequest():
                 self._outbox.send(output.to, PingRequest(*common, output.target))
-            case probing.SendAck():
+            case pings.SendAck():
                 self._outbox.send(output.to, PingAck(*common, output.subject))
-            case probing.SendNack():
+            case pings.SendNack():
                 self._outbox.send(output.to, PingNack(*common, output.subject))
 
     def _tell(self, changes: Sequence[Changed], now: int) -> None:
         for change in changes:
             if change.after is PeerState.LEFT:
-                self.book.no_partner(change.peer)
+                self.exchange.no_partner(change.peer)
             elif change.peer in self.membership.peers():
-                self.book.partner(change.peer, alive=change.after is not PeerState.DEAD)
+                self.exchange.partner(change.peer, alive=change.after is not PeerState.DEAD)
         if changes:
             self._changed(changes, now)
 

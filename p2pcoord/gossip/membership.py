@@ -35,15 +35,14 @@ Theory of operation
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
 
 from p2pcoord.errors import LocalError
-from p2pcoord.gossip.failure_detector import FailureDetector, LinkHeard, LinkSilent, PhiSettings
-from p2pcoord.gossip.probing import MAX_MEMBERS, Alive, Dead, Suspect
+from p2pcoord.gossip.failure_detector import FailureDetector, LinkHeard, LinkSilent
 from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.gossip.suspicion import MAX_MEMBERS, Alive, Dead, Suspect
 
 
 class PeerState(enum.Enum):
@@ -81,9 +80,7 @@ class PeerView(msgspec.Struct, frozen=True):
     """One peer as seen from here. `last_seen`: ns, when a message came from it directly, None if never; `phi`: 0 where
     the link is not watched."""
 
-    peer: str
     state: PeerState
-    incarnation: int
     last_seen: int | None
     phi: float
 
@@ -114,14 +111,10 @@ class _Entry:
 class Membership:
     """The states of all peers that were added. Events of other peers are ignored; their state is unknown."""
 
-    def __init__(self, own: str, phi: PhiSettings | None = None) -> None:
+    def __init__(self, own: str) -> None:
         self._own = own
         self._entries: dict[str, _Entry] = {}
-        self._detector = FailureDetector(phi)
-        self._revision = 0
-        self._changes: OrderedDict[str, int] = (
-            OrderedDict()
-        )  # peer -> revision of its last change, oldest first
+        self._detector = FailureDetector()
 
     # Queries ---------------------------------------------------------------------------------------------------------
 
@@ -148,26 +141,11 @@ class Membership:
     def view(self, peer: str, now: int) -> PeerView:
         """All that is held of a peer."""
         entry = self._entries.get(peer) or _Entry()
-        phi = self._detector.phi(peer, now)
-        return PeerView(peer, self.state(peer), entry.incarnation, entry.last_seen, phi)
+        return PeerView(self.state(peer), entry.last_seen, self._detector.phi(peer, now))
 
     def peers(self) -> list[str]:
         """All peers added, in the order of their addition."""
         return list(self._entries)
-
-    @property
-    def revision(self) -> int:
-        """Grows with every change of any state."""
-        return self._revision
-
-    def changes_since(self, revision: int) -> list[tuple[str, PeerState]]:
-        """Peers whose state changed after `revision`, oldest change first, with the state they have now."""
-        changed = []
-        for peer in reversed(self._changes):
-            if self._changes[peer] <= revision:
-                break
-            changed.append((peer, self.state(peer)))
-        return changed[::-1]
 
     # Who there is ----------------------------------------------------------------------------------------------------
 
@@ -306,11 +284,4 @@ class Membership:
 
     def _note(self, peer: str, before: PeerState) -> list[Changed]:
         after = self.state(peer)
-        if after is before:
-            return []
-        self._revision += 1
-        self._changes[peer] = self._revision
-        self._changes.move_to_end(peer)
-        if len(self._changes) > 2 * MAX_MEMBERS:  # the removed, long ago
-            self._changes.popitem(last=False)
-        return [Changed(peer, before, after)]
+        return [] if after is before else [Changed(peer, before, after)]

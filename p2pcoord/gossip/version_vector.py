@@ -3,8 +3,8 @@
 Theory of operation
     Every peer's state record carries a **stamp** (incarnation, version): the version grows with each change, the
     incarnation with each restart or refutation. A **version vector** maps peers to the newest stamp known. Stamps are
-    totally ordered, so vectors form a lattice: merging takes the larger stamp for each peer, is commutative, associative
-    and idempotent, and nothing ever goes back. This is the digest of Scuttlebutt ("Efficient Reconciliation and Flow
+    totally ordered, so vectors form a lattice: learning takes the larger stamp for each peer, in whatever order and however
+    often it is heard, and nothing ever goes back. This is the digest of Scuttlebutt ("Efficient Reconciliation and Flow
     Control for Anti-Entropy", van Renesse et al. 2008, section 3) with one value per peer.
 
     A peer id has 52 characters and a stamp 2 to 10 bytes, so ids would be nearly all of a digest. Members are therefore
@@ -22,10 +22,9 @@ Theory of operation
 
 from __future__ import annotations
 
-import enum
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated
 
 import msgspec
@@ -63,15 +62,6 @@ class Stamp(msgspec.Struct, frozen=True, order=True, array_like=True, forbid_unk
 
 NOTHING = Stamp(0, 0)
 """The stamp of a peer of which nothing is known. Real incarnations and versions begin with 1."""
-
-
-class Comparison(enum.Enum):
-    """How two vectors stand to each other in the lattice."""
-
-    EQUAL = "equal"
-    BEFORE = "before"
-    AFTER = "after"
-    CONCURRENT = "concurrent"
 
 
 class OtherStamp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -128,15 +118,13 @@ class Wanted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class VersionVector:
     """The newest stamp of every peer known, and the order of admission. Stamps only rise."""
 
-    def __init__(self, order: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         self._order: list[str] = []
         self._index: dict[str, int] = {}
         # Columns, not stamps: a digest is a slice of each, and comparing two is one pass over numbers.
         self._incarnations: list[int] = []
         self._versions: list[int] = []
         self._others: dict[str, Stamp] = {}
-        for peer in order:
-            self.admit(peer)
 
     def admit(self, peer: str) -> None:
         """Append to the order of admission; what was known of the peer stays. Raises LocalError if it is in already."""
@@ -180,42 +168,6 @@ class VersionVector:
         if isinstance(who, str):
             return who
         return self._order[who] if 0 <= who < len(self._order) else None
-
-    @property
-    def order_length(self) -> int:
-        return len(self._order)
-
-    @property
-    def max_version(self) -> int:
-        """The largest version of any peer's newest stamp, 0 when nothing is known; the forgotten don't count."""
-        versions = (stamp.version for _, stamp in self.items())
-        return max((version for version in versions if version != FORGOTTEN), default=0)
-
-    def items(self) -> Iterator[tuple[str, Stamp]]:
-        """Peers of which something is known: first in order of admission, then the others in order of arrival."""
-        for peer, incarnation, version in zip(self._order, self._incarnations, self._versions, strict=True):
-            if incarnation:
-                yield peer, Stamp(incarnation, version)
-        yield from self._others.items()
-
-    def merge(self, other: VersionVector) -> None:
-        """Become the least vector that is at or after both (the lattice's join)."""
-        for peer, stamp in other.items():
-            self.update(peer, stamp)
-
-    def difference(self, other: VersionVector) -> dict[str, Stamp]:
-        """Where this vector is ahead: peers and this vector's stamps."""
-        return {peer: stamp for peer, stamp in self.items() if stamp > other.stamp(peer)}
-
-    def compare(self, other: VersionVector) -> Comparison:
-        """How this vector stands to the other. The orders of admission play no part."""
-        ahead = any(stamp > other.stamp(peer) for peer, stamp in self.items())
-        behind = any(stamp > self.stamp(peer) for peer, stamp in other.items())
-        if ahead and behind:
-            return Comparison.CONCURRENT
-        if ahead:
-            return Comparison.AFTER
-        return Comparison.BEFORE if behind else Comparison.EQUAL
 
     def digest(self, start: int = 0, after: str = "") -> Digest:
         """The part of this vector from index `start` and from the id after `after` on, as much as one digest holds."""

@@ -1,7 +1,7 @@
 """The state tracker of the specification: the run's global state, and what is known of each member's.
 
 The global state follows certified records alone, so it is equal on all peers that certified the same prefix. Local states
-are gossiped and may be stale; the version vector says how new they are (`gossip/`).
+are what members say of themselves: gossiped, and perhaps stale; the version vector says how new they are (`gossip/`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 import msgspec
 
 from p2pcoord.consensus.ledger import Round
+from p2pcoord.gossip.records import PeerRecord
 
 # Losses kept in memory for people and schedules; the whole history lies in the ledger's records.
 LOSS_HISTORY = 1000
@@ -28,12 +29,20 @@ class GlobalState(msgspec.Struct, frozen=True):
 
 
 class LocalState(msgspec.Struct, frozen=True):
-    """One member's own account of itself. `last_sync` is the version it last adopted."""
+    """One member's own account of itself. `last_sync` is the version it last adopted; norm and loss are of its last local
+    training, None before the first."""
 
     local_step: int = 0
     last_sync: int = 0
-    gradient_norm: float = 0.0
-    local_loss: float = 0.0
+    gradient_norm: float | None = None
+    local_loss: float | None = None
+
+
+def local_state(record: PeerRecord | None) -> LocalState:
+    """What a member's newest record says; the beginning for one that was not heard of yet."""
+    if record is None:
+        return LocalState()
+    return LocalState(record.local_step, record.last_sync, record.gradient_norm, record.local_loss)
 
 
 class StateTracker:

@@ -107,7 +107,6 @@ def test_an_outage_is_no_sample_of_the_rhythm_before_it():
     before = detector.next_deadline() - now
     assert detector.tick(detector.next_deadline()) == [LinkSilent("a")]
     now += 60 * SECOND_NS
-    assert detector.silent("a")
     assert detector.heartbeat("a", FAST, now) == [LinkHeard("a")]
     assert detector.next_deadline() - now == before
 

@@ -134,6 +134,20 @@ def test_who_stops_answering_is_suspected_and_then_dead_to_all_others() -> None:
         assert node.state("B") is PeerState.ALIVE
 
 
+@pytest.mark.parametrize(("change", "told"), [({"addresses": ("/new",)}, 3), ({"local_step": 1}, 0)])
+def test_what_others_must_know_at_once_is_told_to_several_in_the_same_step(
+    change: dict[str, object], told: int
+) -> None:
+    node = Node("A", "ABCDE")
+    node.gossip.tick(SECOND)
+    node.sent()
+    now = SECOND + SECOND // 4
+    node.gossip.update(now, **change)
+    opened = [to for to, m in node.sent() if isinstance(m, ExchangeRequest)]
+    assert len(opened) == len(set(opened)) == told
+    assert (node.gossip.book.own.version == 2) is bool(told)
+
+
 def test_a_ping_is_answered_for_oneself() -> None:
     node = Node()
     node.sent()

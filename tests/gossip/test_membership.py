@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from p2pcoord.errors import LocalError
 from p2pcoord.gossip.membership import Changed, Membership, PeerState
-from p2pcoord.gossip.probing import MAX_MEMBERS, Alive, Dead, Suspect
 from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.gossip.suspicion import MAX_MEMBERS, Alive, Dead, Suspect
 
 MILLISECOND = 1_000_000
 SECOND = 1000 * MILLISECOND
@@ -138,23 +138,6 @@ def test_a_leaf_that_moved_on_has_not_failed_and_one_that_vanished_has():
     view.disconnected("a")
     view.redial_failed("a")
     assert view.state("a") is DEAD
-
-
-def test_changes_are_told_once_for_each_peer_since_a_revision():
-    view = membership()
-    for peer in "bcd":
-        view.add(peer)
-    for peer in "abcd":
-        view.heard(peer, 1)
-    mark = view.revision
-    assert view.changes_since(mark) == []
-    view.disconnected("c")
-    view.disconnected("a")
-    view.connected("c", 2)
-    assert view.changes_since(mark) == [("a", SUSPECT), ("c", ALIVE)]
-    assert [peer for peer, _ in view.changes_since(0)] == ["b", "d", "a", "c"]
-    view.remove("b")
-    assert view.changes_since(0)[-1] == ("b", UNKNOWN)
 
 
 def test_strangers_change_nothing_and_members_are_bounded():

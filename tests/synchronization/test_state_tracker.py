@@ -1,7 +1,8 @@
 """The run's global state follows certified rounds."""
 
 from p2pcoord.consensus.ledger import Round
-from p2pcoord.synchronization.state_tracker import LOSS_HISTORY, LocalState, StateTracker
+from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.synchronization.state_tracker import LOSS_HISTORY, LocalState, StateTracker, local_state
 
 
 def certified(version: int, **metrics: float) -> Round:
@@ -61,5 +62,11 @@ def test_all_that_certified_the_same_rounds_have_the_same_state() -> None:
     assert tracker(*rounds).state() == tracker(*rounds).state()
 
 
+def test_a_members_local_state_is_what_its_newest_record_says() -> None:
+    record = PeerRecord("a", 1, 1, "name", local_step=7, last_sync=3, gradient_norm=0.5, local_loss=1.25)
+    assert local_state(record) == LocalState(local_step=7, last_sync=3, gradient_norm=0.5, local_loss=1.25)
+
+
 def test_a_member_that_said_nothing_yet_is_at_the_beginning() -> None:
-    assert LocalState() == LocalState(local_step=0, last_sync=0, gradient_norm=0.0, local_loss=0.0)
+    beginning = LocalState(local_step=0, last_sync=0, gradient_norm=None, local_loss=None)
+    assert local_state(None) == local_state(PeerRecord("a", 1, 1, "name")) == beginning
