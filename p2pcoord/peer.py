@@ -21,7 +21,9 @@ import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.ledger import CommitteeChange, Fork, Members, Record, Round, SignedStatement
+from p2pcoord.consensus.evidence import SignedStatement
+from p2pcoord.consensus.ledger import Fork
+from p2pcoord.consensus.record import CommitteeChange, Members, Record, Round
 from p2pcoord.consensus.voter import Timing
 from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError

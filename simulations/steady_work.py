@@ -17,7 +17,7 @@ from random import Random
 import msgspec
 
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.ledger import Counted, Record, Round
+from p2pcoord.consensus.record import Counted, Record, Round
 from p2pcoord.effects import Outcome
 from p2pcoord.messages import AnyMessage
 from p2pcoord.peer import Peer

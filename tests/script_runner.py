@@ -57,25 +57,27 @@ from typing import Any
 
 import msgspec
 
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
+from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import (
     Admission,
-    Certificate,
     CommitteeChange,
-    Farewell,
-    Grant,
-    Ledger,
     Members,
     Opening,
     Record,
     Round,
-    Transfer,
-    Vote,
-    certificate_of,
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.statements import (
+    Acknowledgement,
+    Certificate,
+    Farewell,
+    Grant,
+    Transfer,
+    Vote,
+    certificate_of,
+)
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Announce, Done, Effect, Emit, Failed, Halt, Outcome, Persist, Send
 from p2pcoord.frames import Life, PeerFrame

@@ -9,22 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
+from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.consensus.record import (
     Admission,
     CommitteeChange,
     Exclusion,
-    Farewell,
-    Grant,
     Members,
     Opening,
     Record,
-    Transfer,
-    Vote,
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.consensus.statements import Acknowledgement, Farewell, Grant, Transfer, Vote
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Cancelled, Done, Effect, Emit, Failed, Halt, Persist, Send
 from p2pcoord.errors import LocalError, RemoteError

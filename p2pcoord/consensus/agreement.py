@@ -11,9 +11,11 @@ from random import Random
 
 from p2pcoord.consensus.committees import wanted_voters
 from p2pcoord.consensus.election import NEVER, Election
-from p2pcoord.consensus.ledger import AnyBody, CommitteeChange, Record, Round, SignedStatement, Vote
+from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import AnyBody, CommitteeChange, Record, Round
 from p2pcoord.consensus.replication import MAX_LEARNERS, Replication
+from p2pcoord.consensus.statements import Vote
 from p2pcoord.consensus.voter import AnyFrame, Role, Timing, Voter
 from p2pcoord.identity import Authority
 from p2pcoord.messages import (

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from p2pcoord.consensus.ledger import Grant, Header, Transfer, Vote, check_votes
+from p2pcoord.consensus.statements import Grant, Header, Transfer, Vote, check_votes
 from p2pcoord.consensus.voter import Role, Timing, Voter
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import (

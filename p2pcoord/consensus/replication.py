@@ -23,19 +23,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from p2pcoord.consensus.election import NEVER, Election
-from p2pcoord.consensus.ledger import (
-    MAX_BODY_BYTES,
-    Acknowledgement,
-    AnyBody,
-    CommitteeChange,
-    Opening,
-    Record,
-    SignedStatement,
-    Transfer,
-    Vote,
-    certificate_of,
-    make_record,
-)
+from p2pcoord.consensus.evidence import SignedStatement
+from p2pcoord.consensus.record import MAX_BODY_BYTES, AnyBody, CommitteeChange, Opening, Record, make_record
+from p2pcoord.consensus.statements import Acknowledgement, Transfer, Vote, certificate_of
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Role, Timing, Truncated, Voter
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.messages import Append, AppendReply, Records, RecordsRequest, TransferRequest, Votes

@@ -17,8 +17,10 @@ from enum import StrEnum
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Certificate, Ledger, Record, Vote, check_votes
+from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.quorum import MAX_SIGNATURES
+from p2pcoord.consensus.record import Record
+from p2pcoord.consensus.statements import Certificate, Vote, check_votes
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import Authority
 from p2pcoord.messages import Grants, TermProof, Votes

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from p2pcoord.aggregation.contribution import MAX_COUNT, ContributionHeader, check_header
-from p2pcoord.consensus.ledger import Counted, Round
+from p2pcoord.consensus.record import Counted, Round
 from p2pcoord.consensus.replication import Replication
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError

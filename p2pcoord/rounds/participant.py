@@ -24,7 +24,7 @@ import msgspec
 
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.aggregation.mean import PARTIAL, Factors
-from p2pcoord.consensus.ledger import Record, Round
+from p2pcoord.consensus.record import Record, Round
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import (
     Adopt,
