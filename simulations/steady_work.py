@@ -105,7 +105,7 @@ class SteadyWork:
     def tick(self, now: int) -> None:
         if any(0 < at <= now for at in self._arrivals.values()):
             self._arrivals = {state: 0 if at <= now else at for state, at in self._arrivals.items()}
-            self._peer.agreement.replication.retry(now)
+            self._peer.agreement.following.retry(now)
         if self._leads and now >= self._propose_at:
             self._propose_at = now + self._settings.interval_ns
             ledger = self._peer.agreement.voter.ledger

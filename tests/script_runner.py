@@ -57,6 +57,7 @@ from typing import Any
 
 import msgspec
 
+from p2pcoord.consensus.batches import certified_from
 from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
@@ -617,7 +618,7 @@ class World:
 
     def do_retry(self, letter: str) -> None:
         def retry(peer: Peer, now: int) -> list[Effect]:
-            peer.agreement.replication.retry(now)
+            peer.agreement.following.retry(now)
             return peer._finish(now)
 
         self._apply(self._machine(letter), retry)
@@ -722,7 +723,7 @@ class World:
             message = PreVoteReply(other.term + 1, grant)
         elif what == "tell":
             start = self._peer(self._machine(target)).agreement.voter.ledger.certified + 1
-            message = self._peer(self._machine(source)).agreement.replication.certified_from(start)
+            message = certified_from(self._peer(self._machine(source)).agreement.voter.ledger, start)
             assert message is not None, f"{source} has nothing certified from {start} on"
         elif what == "vote":
             other = self._peer(self._machine(target)).agreement.voter

@@ -39,7 +39,7 @@ from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
 from p2pcoord.identity import Authority
 from p2pcoord.wire import encode
 
-# Certificates kept in the compacted part of a chain: a batch of 64 records (replication.BATCH_RECORDS) always reaches one.
+# Certificates kept in the compacted part of a chain: a batch of 64 records (batches.BATCH_RECORDS) always reaches one.
 CERTIFICATE_SPACING = 24
 
 
@@ -141,17 +141,6 @@ class Ledger:
 
     def holds(self, height: int, name: bytes) -> bool:
         return 0 <= height <= self.height and self.hashes[height] == name
-
-    def batch(self, start: int, *, limit_bytes: int, limit_records: int) -> tuple[Record, ...]:
-        """Records from height `start` on, at least one if there is one, within the limits."""
-        chosen: list[Record] = []
-        size = 0
-        for record in self.records[start : start + limit_records]:
-            size += len(encode(record))
-            if chosen and size > limit_bytes:
-                break
-            chosen.append(record)
-        return tuple(chosen)
 
     def compact(self, height: int) -> None:
         """Drops the bodies of rounds at or below `height` (certified), and certificates that nobody needs to be shown.

@@ -105,7 +105,7 @@ class Admissions:
             source = self.some_connection()
             if source:
                 self._outbox.send(source, JoinRequest(self._own_admission(), self._settings.profile))
-                self._agreement.replication.ask(source, now)
+                self._agreement.catch_up.ask(source, now)
                 self._request_at = now + REQUEST_INTERVAL_NS
 
     def _own_admission(self) -> Admission:

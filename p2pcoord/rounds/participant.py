@@ -574,7 +574,7 @@ class Participant:
     # Judging the record
 
     def check(self, record: Record, body: Round, now: int) -> str | None:
-        """Why a voter does not append this round ("" when it may; None: not yet). See Replication.Check."""
+        """Why a voter does not append this round ("" when it may; None: not yet). See following.Check."""
         setting = self.setting
         if body.version <= self.version:
             return f"version {body.version} is certified already"

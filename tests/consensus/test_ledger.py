@@ -536,13 +536,6 @@ def test_a_certificate_of_what_is_certified_here_is_no_fork() -> None:
 # Reading
 
 
-def test_a_batch_respects_its_limits_and_holds_at_least_one_record() -> None:
-    ledger = chain()
-    assert ledger.batch(1, limit_bytes=1 << 20, limit_records=2) == tuple(ledger.records[1:3])
-    assert ledger.batch(1, limit_bytes=1, limit_records=9) == (ledger.records[1],)
-    assert ledger.batch(5, limit_bytes=1 << 20, limit_records=9) == ()
-
-
 def test_holds_knows_heights_and_names() -> None:
     ledger = chain()
     assert ledger.holds(4, ledger.hashes[4])
