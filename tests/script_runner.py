@@ -572,7 +572,7 @@ class World:
 
     def _order(self, peer: Peer, body: CommitteeChange, now: int) -> list[Effect]:
         """What an honest coordinator would not order yet."""
-        peer.agreement.replication._order(body, now)
+        peer.agreement.replication._order(body)
         return peer._finish(now)
 
     def do_finish(self, letter: str) -> None:

@@ -62,11 +62,11 @@ class Agreement:
         *,
         timing: Timing,
         committee_size: int,
-        trusted: tuple[int, bytes] | None = None,
+        trusted: tuple[int, bytes] | None,
         check: Check,
         certified: Callable[[Sequence[Record], int], None],
-        see: Callable[[SignedStatement], None] = lambda statement: None,
-        holds_state: Callable[[], bool] = lambda: True,
+        see: Callable[[SignedStatement], None],
+        holds_state: Callable[[], bool],
     ) -> None:
         self._awaited: tuple[tuple[str, ...], int] = ((), 0)
         """The committee whose learners are waited for, and until when."""

@@ -75,13 +75,8 @@ class CatchUp:
         frames += [Appended(record) for record in added]
         frames.append(Certified(certificate))
         self.voter.outbox.persist(frames)
-        self._follow_term(certificate.term, sender, now)
+        # A certificate proves its term.
+        self.election.adopt(sender, certificate, now, claimed=certificate.term)
         self._certified(newly, now)
         if message.more > ledger.certified:
             self.ask(sender, now)
-
-    def _follow_term(self, term: int, sender: str, now: int) -> None:
-        """A certificate proves its term."""
-        certificate = self.voter.ledger.newest_certificate
-        if term > self.voter.term and certificate is not None and certificate.term == term:
-            self.election.adopt(sender, certificate, now, claimed=term)

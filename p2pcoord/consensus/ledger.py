@@ -189,7 +189,7 @@ class Ledger:
         elif header.term < last.term or not isinstance(body, Opening):
             raise RemoteError("bad_record", f"a {header.kind} of term {header.term} after term {last.term}")
         else:
-            self.check_opening(header, body)
+            self._check_opening(header, body)
         if isinstance(body, CommitteeChange):
             self._check_committee_change(body.committee)
         if self._trusted is not None and self._trusted[0] == header.height:
@@ -197,7 +197,7 @@ class Ledger:
                 raise RemoteError("untrusted", f"another record at height {header.height} than the inviter's")
         self._authority.check(header.coordinator, header)
 
-    def check_opening(self, header: Header, body: Opening) -> None:
+    def _check_opening(self, header: Header, body: Opening) -> None:
         """Raises RemoteError unless the votes elect `header.coordinator` in its term, naming the record before."""
         check_votes(
             self._authority,

@@ -104,7 +104,7 @@ class Replication:
         self._own_acknowledgements.clear()
         self._quorum_seen_at = self.opened_at = now
         voter.outbox.emit("coordinator", term=voter.term)
-        self._order(Opening(votes), now)
+        self._order(Opening(votes))
         self._beat(now)
 
     def propose(self, body: AnyBody, now: int) -> int | None:
@@ -115,9 +115,9 @@ class Replication:
             return None
         if isinstance(body, CommitteeChange) and ledger.certified < ledger.height:
             return None
-        return self._order(body, now)
+        return self._order(body)
 
-    def _order(self, body: AnyBody, now: int) -> int:
+    def _order(self, body: AnyBody) -> int:
         voter, ledger = self.voter, self.voter.ledger
         record = make_record(
             voter.authority,
@@ -133,7 +133,7 @@ class Replication:
         for peer in self._followers():
             progress = self._progress(peer)
             if progress.next_height == record.header.height and progress.proven:
-                self._send_append(peer, now)
+                self._send_append(peer)
         return record.header.height
 
     def _followers(self) -> list[str]:
@@ -150,7 +150,7 @@ class Replication:
             progress = self.progress[peer] = Progress(next_height=self.voter.ledger.height)
         return progress
 
-    def _send_append(self, peer: str, now: int) -> None:
+    def _send_append(self, peer: str) -> None:
         voter, ledger, progress = self.voter, self.voter.ledger, self._progress(peer)
         old = certified_from(ledger, progress.next_height)
         if old is not None:
@@ -178,7 +178,7 @@ class Replication:
             progress.next_height = min(
                 progress.next_height, max(progress.match_height, self.voter.ledger.certified) + 1
             )
-            self._send_append(peer, now)
+            self._send_append(peer)
         self._heartbeat_at = now + self.interval_ns
 
     def wake(self, now: int) -> None:
@@ -257,7 +257,7 @@ class Replication:
             return
         if reply.term < voter.term:
             self._progress(sender).proven = False  # it missed this term's proof: the next message carries it
-            self._send_append(sender, now)
+            self._send_append(sender)
             return
         progress = self._progress(sender)
         progress.heard_at, progress.proven, progress.holds = now, True, reply.holds
@@ -271,7 +271,7 @@ class Replication:
             progress.next_height = min(reply.certified_height, ledger.height) + 1
         self._certify(now)
         if not reply.waiting and (not reply.matched or progress.next_height <= ledger.height):
-            self._send_append(sender, now)
+            self._send_append(sender)
 
     def _take_acknowledgement(self, sender: str, ack: Acknowledgement) -> None:
         voter, ledger = self.voter, self.voter.ledger
@@ -324,9 +324,9 @@ class Replication:
             return
         if self.voter.me not in ledger.committee.everyone and ledger.certified == ledger.height:
             for peer in self._followers():
-                self._send_append(peer, now)
+                self._send_append(peer)
             self.step_down("no longer a voter", now)
             return
         for peer in self._followers():
             if self.progress.get(peer) is not None and self.progress[peer].proven:
-                self._send_append(peer, now)
+                self._send_append(peer)

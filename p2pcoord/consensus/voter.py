@@ -103,8 +103,7 @@ def proof_term(proof: TermProof | None) -> int:
     statements: Sequence[object] = proof.grants if isinstance(proof, Grants) else proof.votes
     if not statements:
         raise RemoteError("bad_proof", "empty")
-    first = proof.grants[0].term if isinstance(proof, Grants) else proof.votes[0].term
-    return first
+    return proof.grants[0].term if isinstance(proof, Grants) else proof.votes[0].term
 
 
 class Voter:
