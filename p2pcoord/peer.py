@@ -519,7 +519,7 @@ class Peer:
             return
         pending = self.admissions.pending()
         if pending is not None and agreement.voter.ledger.certified == agreement.voter.ledger.height:
-            agreement.propose(pending, now)
+            agreement.propose(pending)
             return
         gone = self.admissions.gone()
         candidates = self.neighbours.voter_candidates({*agreement.committee.everyone, *gone})

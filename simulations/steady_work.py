@@ -110,7 +110,7 @@ class SteadyWork:
             self._propose_at = now + self._settings.interval_ns
             ledger = self._peer.agreement.voter.ledger
             if ledger.certified == ledger.height and self._situation.open():
-                self._peer.agreement.propose(self._next_round(), now)
+                self._peer.agreement.propose(self._next_round())
 
     def next_deadline(self) -> int:
         arrival = min((at for at in self._arrivals.values() if at), default=NEVER)

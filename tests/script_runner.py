@@ -581,7 +581,7 @@ class World:
 
     def _propose(self, letter: str, body: Round | CommitteeChange) -> None:
         def propose(peer: Peer, now: int) -> list[Effect]:
-            if peer.agreement.propose(body, now) is None:
+            if peer.agreement.propose(body) is None:
                 self.say(f"{letter} may not order now")
             return peer._finish(now)
 

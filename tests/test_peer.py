@@ -625,7 +625,7 @@ def test_a_transfer_to_another_or_of_another_term_is_too_late_and_no_fault() -> 
 
 def test_an_acknowledgement_of_another_record_is_counted() -> None:
     peer, now = elected()
-    peer.agreement.propose(scripted_round(1), now)
+    peer.agreement.propose(scripted_round(1))
     written(peer, peer._finish(now), now)
     ack = authority_of("B").sign(Acknowledgement(2, 6, b"r" * 32, B))
     peer.receive(B, encode(AppendReply(2, True, 6, 5, (ack,))), now)

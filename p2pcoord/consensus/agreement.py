@@ -153,8 +153,8 @@ class Agreement:
 
     # Deciding (for the coordinator's owner)
 
-    def propose(self, body: AnyBody, now: int) -> int | None:
-        return self.replication.propose(body, now)
+    def propose(self, body: AnyBody) -> int | None:
+        return self.replication.propose(body)
 
     def rounds_in_term(self) -> int:
         """Rounds certified under this peer's present term."""
@@ -183,7 +183,7 @@ class Agreement:
         if not replication.opened or ledger.certified != ledger.height:
             return
         if self.committee.joint:
-            replication.propose(CommitteeChange(Committee(self.committee.voters)), now)
+            replication.propose(CommitteeChange(Committee(self.committee.voters)))
             return
         silent = self._silent_since(self.timing.dead_voter_ns, now)
         lost = self._silent_since(self.timing.shrink_ns, now)
@@ -216,7 +216,7 @@ class Agreement:
                 return
         if wanted != voters and self._answers(Committee(wanted, voters), now):
             self.voter.outbox.emit("committee", voters=list(wanted), outgoing=list(voters))
-            replication.propose(CommitteeChange(Committee(wanted, voters)), now)
+            replication.propose(CommitteeChange(Committee(wanted, voters)))
 
     def _patient(self, wanted: tuple[str, ...], now: int) -> bool:
         """Whether learners of this committee may still become ready before it shrinks without them."""

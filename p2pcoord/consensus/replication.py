@@ -107,7 +107,7 @@ class Replication:
         self._order(Opening(votes))
         self._beat(now)
 
-    def propose(self, body: AnyBody, now: int) -> int | None:
+    def propose(self, body: AnyBody) -> int | None:
         """Orders a record; its height, or None when this peer may not order now (not opened, handing over, too many; a
         committee change waits until all below it is certified)."""
         ledger = self.voter.ledger

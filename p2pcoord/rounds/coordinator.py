@@ -866,7 +866,7 @@ class RoundCoordinator:
             metrics,
         )
         self.participant.keep(self.attempt_name)
-        height = self.replication.propose(body, now)
+        height = self.replication.propose(body)
         if height is None:
             return  # another record is on its way, or the duty is being handed over; tried again at the next tick
         self.proposed = height
