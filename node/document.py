@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from p2pcoord.consensus.ledger import Round
+from p2pcoord.consensus.record import Round
 from p2pcoord.gossip.membership import PeerState
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds

@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Genesis, Ledger, Members, Record, Round
+from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.record import Genesis, Members, Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated, Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError

@@ -49,7 +49,7 @@ from node.status_socket import serve_status
 from node.store import Store
 from node.trainer_process import Trainer, TrainerSettings
 from node.workload_loading import parse_spec
-from p2pcoord.consensus.ledger import Genesis
+from p2pcoord.consensus.record import Genesis
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.peer import Peer, PeerSettings, Restored

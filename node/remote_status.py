@@ -17,7 +17,7 @@ from node.identity_key import IdentityKey
 from node.libp2p_transport import open_transport
 from node.link import SESSION_BYTES
 from node.transport_events import DialError, Disconnected, Received
-from p2pcoord.consensus.ledger import Admission
+from p2pcoord.consensus.record import Admission
 from p2pcoord.errors import RemoteError, UserError
 from p2pcoord.messages import StatusReply, StatusRequest, decode_message
 from p2pcoord.rounds.participation import join_proof

@@ -26,7 +26,7 @@ from node.trainer_process import Trainer
 from node.trainer_protocol import Configure, Initialize
 from node.transport_events import DialError, Disconnected, Received
 from node.workload_loading import BUILT_IN, parse_spec
-from p2pcoord.consensus.ledger import Admission, Genesis, Record, make_genesis
+from p2pcoord.consensus.record import Admission, Genesis, Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
 from p2pcoord.content import ContentRef, Manifest
 from p2pcoord.errors import LocalError, RemoteError, UserError

@@ -12,15 +12,14 @@ from typing import Final
 import msgspec
 
 from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.ledger import (
+from p2pcoord.consensus.evidence import SignedStatement
+from p2pcoord.consensus.record import Admission, Record
+from p2pcoord.consensus.statements import (
     Acknowledgement,
-    Admission,
     Certificate,
     Farewell,
     Grant,
     Header,
-    Record,
-    SignedStatement,
     Transfer,
     Vote,
 )

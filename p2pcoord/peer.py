@@ -20,8 +20,11 @@ from typing import Any, Protocol
 import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
+from p2pcoord.consensus.batches import certified_from
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.ledger import CommitteeChange, Fork, Members, Record, Round, SignedStatement
+from p2pcoord.consensus.evidence import SignedStatement
+from p2pcoord.consensus.ledger import Fork
+from p2pcoord.consensus.record import CommitteeChange, Members, Record, Round
 from p2pcoord.consensus.voter import Timing
 from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError
@@ -220,7 +223,6 @@ class Peer:
         )
 
     def _rounds(self, rules: Rules, frames: Sequence[PeerFrame], contents: frozenset[bytes]) -> Rounds:
-        replication = self.agreement.replication
         setting = Setting(
             self.authority,
             self.agreement.voter,
@@ -234,8 +236,8 @@ class Peer:
             between_rounds=self._between_rounds,
             see=self.admissions.see,
             exclude=self.admissions.exclude,
-            ask_records=replication.ask,
-            retry=replication.retry,
+            ask_records=self.agreement.catch_up.ask,
+            retry=self.agreement.following.retry,
             link=lambda peer: self.neighbours.link(peer, self._now),
         )
         rounds = Rounds(setting, self.agreement)
@@ -415,7 +417,7 @@ class Peer:
     # Records
 
     def _check(self, record: Record) -> str | None:
-        """What a voter checks before it acknowledges (Replication.Check)."""
+        """What a voter checks before it acknowledges (following.Check)."""
         body = record.body
         if isinstance(body, Round):
             return self.work.check(record, body, self._now)
@@ -440,7 +442,7 @@ class Peer:
         if any(record.header.kind in ("members", "committee") for record in records):
             self.neighbours.follow(self.agreement.committee.everyone, now)
         if self.agreement.is_coordinator:
-            answer = self.agreement.replication.certified_from(records[0].header.height)
+            answer = certified_from(self.agreement.voter.ledger, records[0].header.height)
             if answer is not None:
                 self.outbox.announce(answer, after=self.agreement.voter.term_persist)
             self._tend_at = now
@@ -503,7 +505,7 @@ class Peer:
         if not self.agreement.quorum_held(now) and self.is_member:
             source = self.admissions.some_connection()
             if source:
-                self.agreement.replication.ask(source, now)
+                self.agreement.catch_up.ask(source, now)
 
     # The coordinator's care for who is in
 
@@ -517,7 +519,7 @@ class Peer:
             return
         pending = self.admissions.pending()
         if pending is not None and agreement.voter.ledger.certified == agreement.voter.ledger.height:
-            agreement.propose(pending, now)
+            agreement.propose(pending)
             return
         gone = self.admissions.gone()
         candidates = self.neighbours.voter_candidates({*agreement.committee.everyone, *gone})

@@ -18,24 +18,26 @@ from typing import TypeVar
 
 import msgspec
 
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import (
     Admission,
-    Certificate,
     CommitteeChange,
     Counted,
-    Farewell,
-    Grant,
-    Header,
     Opening,
     Record,
     Round,
-    Transfer,
-    Vote,
     body_hash,
     body_kind,
 )
-from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.statements import (
+    Acknowledgement,
+    Certificate,
+    Farewell,
+    Grant,
+    Header,
+    Transfer,
+    Vote,
+)
 from p2pcoord.identity import Authority, Statement
 from p2pcoord.messages import (
     Append,

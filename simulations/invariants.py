@@ -28,16 +28,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
-    Certificate,
-    CommitteeChange,
-    Opening,
-    Record,
-    Round,
-    Vote,
-)
 from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import CommitteeChange, Opening, Record, Round
+from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
 from p2pcoord.frames import PeerFrame, Slot
 from p2pcoord.identity import signed_bytes, statement_hash

@@ -12,10 +12,13 @@ from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
-from p2pcoord.consensus import replication
-from p2pcoord.consensus.ledger import Acknowledgement, Certificate, Ledger, Record, certificate_of
+from p2pcoord.consensus import batches
+from p2pcoord.consensus.following import Following
+from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.quorum import majority
+from p2pcoord.consensus.record import Record
 from p2pcoord.consensus.replication import Replication
+from p2pcoord.consensus.statements import Acknowledgement, Certificate, certificate_of
 from p2pcoord.consensus.voter import AnyFrame, Certified, Standing, Voter, proof_term
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import AppendReply, TermProof
@@ -52,16 +55,16 @@ def old_term_by_counting() -> AbstractContextManager[None]:
     """Records of earlier terms are acknowledged, counted and certified, as Raft's figure 8 forbids. One record goes into a
     message, so that the old one is counted before the opening that would cover it."""
 
-    def acknowledge(self: Replication, record: Record) -> Acknowledgement:
-        voter, header = self.voter, record.header
-        ack = Acknowledgement(header.term, header.height, voter.authority.hash(header), voter.me)
-        return voter.authority.sign(ack)
+    def acknowledge(self: Voter, record: Record) -> Acknowledgement:
+        header = record.header
+        ack = Acknowledgement(header.term, header.height, self.authority.hash(header), self.me)
+        return self.authority.sign(ack)
 
-    def reply(self: Replication, *, matched: bool, match_height: int = 0, waiting: str = "") -> AppendReply:
+    def reply(self: Following, *, matched: bool, match_height: int = 0, waiting: str = "") -> AppendReply:
         voter, ledger = self.voter, self.voter.ledger
         height = match_height if matched else ledger.certified
         acks = tuple(
-            acknowledge(self, record) for record in ledger.records[ledger.certified + 1 : height + 1]
+            acknowledge(voter, record) for record in ledger.records[ledger.certified + 1 : height + 1]
         )
         return AppendReply(voter.term, matched, height, ledger.certified, acks, waiting)
 
@@ -70,7 +73,7 @@ def old_term_by_counting() -> AbstractContextManager[None]:
         if ack.height > ledger.certified and ledger.holds(ack.height, ack.record):
             for record in ledger.records[ledger.certified + 1 : ack.height + 1]:
                 if record.header.term < self.voter.term:  # its own, which is on its disk
-                    own = acknowledge(self, record)
+                    own = acknowledge(self.voter, record)
                     self._acknowledgements.setdefault(own.height, {})[own.voter] = own
             self._acknowledgements.setdefault(ack.height, {})[sender] = ack
 
@@ -82,11 +85,11 @@ def old_term_by_counting() -> AbstractContextManager[None]:
         return 0
 
     return patched(
-        (Replication, "_acknowledge", acknowledge),
-        (Replication, "_reply", reply),
+        (Voter, "acknowledge", acknowledge),
+        (Following, "_reply", reply),
         (Replication, "_take_acknowledgement", take),
         (Replication, "certifiable", certifiable),
-        (replication, "BATCH_RECORDS", 1),
+        (batches, "BATCH_RECORDS", 1),
     )
 
 

@@ -17,7 +17,7 @@ from random import Random
 import msgspec
 
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.ledger import Counted, Record, Round
+from p2pcoord.consensus.record import Counted, Record, Round
 from p2pcoord.effects import Outcome
 from p2pcoord.messages import AnyMessage
 from p2pcoord.peer import Peer
@@ -105,12 +105,12 @@ class SteadyWork:
     def tick(self, now: int) -> None:
         if any(0 < at <= now for at in self._arrivals.values()):
             self._arrivals = {state: 0 if at <= now else at for state, at in self._arrivals.items()}
-            self._peer.agreement.replication.retry(now)
+            self._peer.agreement.following.retry(now)
         if self._leads and now >= self._propose_at:
             self._propose_at = now + self._settings.interval_ns
             ledger = self._peer.agreement.voter.ledger
             if ledger.certified == ledger.height and self._situation.open():
-                self._peer.agreement.propose(self._next_round(), now)
+                self._peer.agreement.propose(self._next_round())
 
     def next_deadline(self) -> int:
         arrival = min((at for at in self._arrivals.values() if at), default=NEVER)

@@ -28,7 +28,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Record, make_genesis
+from p2pcoord.consensus.record import Record, make_genesis
 from p2pcoord.consensus.voter import Timing
 from p2pcoord.effects import (
     Announce,

@@ -57,25 +57,28 @@ from typing import Any
 
 import msgspec
 
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
+from p2pcoord.consensus.batches import certified_from
+from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import (
     Admission,
-    Certificate,
     CommitteeChange,
-    Farewell,
-    Grant,
-    Ledger,
     Members,
     Opening,
     Record,
     Round,
-    Transfer,
-    Vote,
-    certificate_of,
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.statements import (
+    Acknowledgement,
+    Certificate,
+    Farewell,
+    Grant,
+    Transfer,
+    Vote,
+    certificate_of,
+)
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Announce, Done, Effect, Emit, Failed, Halt, Outcome, Persist, Send
 from p2pcoord.frames import Life, PeerFrame
@@ -569,7 +572,7 @@ class World:
 
     def _order(self, peer: Peer, body: CommitteeChange, now: int) -> list[Effect]:
         """What an honest coordinator would not order yet."""
-        peer.agreement.replication._order(body, now)
+        peer.agreement.replication._order(body)
         return peer._finish(now)
 
     def do_finish(self, letter: str) -> None:
@@ -578,7 +581,7 @@ class World:
 
     def _propose(self, letter: str, body: Round | CommitteeChange) -> None:
         def propose(peer: Peer, now: int) -> list[Effect]:
-            if peer.agreement.propose(body, now) is None:
+            if peer.agreement.propose(body) is None:
                 self.say(f"{letter} may not order now")
             return peer._finish(now)
 
@@ -615,7 +618,7 @@ class World:
 
     def do_retry(self, letter: str) -> None:
         def retry(peer: Peer, now: int) -> list[Effect]:
-            peer.agreement.replication.retry(now)
+            peer.agreement.following.retry(now)
             return peer._finish(now)
 
         self._apply(self._machine(letter), retry)
@@ -720,7 +723,7 @@ class World:
             message = PreVoteReply(other.term + 1, grant)
         elif what == "tell":
             start = self._peer(self._machine(target)).agreement.voter.ledger.certified + 1
-            message = self._peer(self._machine(source)).agreement.replication.certified_from(start)
+            message = certified_from(self._peer(self._machine(source)).agreement.voter.ledger, start)
             assert message is not None, f"{source} has nothing certified from {start} on"
         elif what == "vote":
             other = self._peer(self._machine(target)).agreement.voter

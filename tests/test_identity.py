@@ -4,7 +4,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from p2pcoord import identity
-from p2pcoord.consensus.ledger import Acknowledgement, Farewell, Grant, Vote
+from p2pcoord.consensus.statements import Acknowledgement, Farewell, Grant, Vote
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import (
     Authority,

@@ -7,16 +7,8 @@ from typing import get_args
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import (
-    Admission,
-    Farewell,
-    Grant,
-    Members,
-    Transfer,
-    Vote,
-    make_genesis,
-    make_record,
-)
+from p2pcoord.consensus.record import Admission, Members, make_genesis, make_record
+from p2pcoord.consensus.statements import Farewell, Grant, Transfer, Vote
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import (
     MAX_INTEGER,

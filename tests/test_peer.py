@@ -9,22 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
+from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.consensus.record import (
     Admission,
     CommitteeChange,
     Exclusion,
-    Farewell,
-    Grant,
     Members,
     Opening,
     Record,
-    Transfer,
-    Vote,
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.consensus.statements import Acknowledgement, Farewell, Grant, Transfer, Vote
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Cancelled, Done, Effect, Emit, Failed, Halt, Persist, Send
 from p2pcoord.errors import LocalError, RemoteError
@@ -629,7 +625,7 @@ def test_a_transfer_to_another_or_of_another_term_is_too_late_and_no_fault() -> 
 
 def test_an_acknowledgement_of_another_record_is_counted() -> None:
     peer, now = elected()
-    peer.agreement.propose(scripted_round(1), now)
+    peer.agreement.propose(scripted_round(1))
     written(peer, peer._finish(now), now)
     ack = authority_of("B").sign(Acknowledgement(2, 6, b"r" * 32, B))
     peer.receive(B, encode(AppendReply(2, True, 6, 5, (ack,))), now)

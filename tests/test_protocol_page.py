@@ -14,7 +14,8 @@ import pytest
 from node import bulk, hello, link
 from p2pcoord.aggregation.mean import Factors
 from p2pcoord.aggregation.tree import Tree
-from p2pcoord.consensus.ledger import AnyBody, Certificate, Counted
+from p2pcoord.consensus.record import AnyBody, Counted
+from p2pcoord.consensus.statements import Certificate
 from p2pcoord.frames import PeerFrame
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.gossip.rumors import Rumor

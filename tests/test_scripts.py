@@ -25,4 +25,5 @@ def test_the_peers_say_what_the_script_says(path: Path) -> None:
 
 def test_there_are_scripts_for_every_part_of_the_agreement() -> None:
     folders = {path.parent.name for path in scripts()}
-    assert folders >= {"committees", "election", "participation", "quorum", "replication"}
+    parts = {"catch_up", "committees", "election", "following", "participation", "quorum", "replication"}
+    assert folders >= parts

@@ -1,5 +1,10 @@
 """The agreement of a run: election, replication and the committee, as one machine that `Peer` holds.
 
+    election      who coordinates a term                 following   append, check and acknowledge what is ordered
+    replication   order, count and certify records       catch_up    certified records, for anybody who asks
+
+All four work on one `Voter`. Of each other they know only the election: whose term it is, and that its coordinator was heard.
+
 It decides nothing about training. What a record means is asked of its owner: `check(record)` before a record is appended
 ("" when it may be, None to wait, else why not) and `certified(records, now)` once a quorum has acknowledged it.
 """
@@ -9,11 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
+from p2pcoord.consensus.catch_up import CatchUp
 from p2pcoord.consensus.committees import wanted_voters
 from p2pcoord.consensus.election import NEVER, Election
-from p2pcoord.consensus.ledger import AnyBody, CommitteeChange, Record, Round, SignedStatement, Vote
+from p2pcoord.consensus.evidence import SignedStatement
+from p2pcoord.consensus.following import Check, Following
 from p2pcoord.consensus.quorum import Committee
-from p2pcoord.consensus.replication import MAX_LEARNERS, Replication
+from p2pcoord.consensus.record import AnyBody, CommitteeChange, Record, Round
+from p2pcoord.consensus.replication import Replication
+from p2pcoord.consensus.statements import Vote
 from p2pcoord.consensus.voter import AnyFrame, Role, Timing, Voter
 from p2pcoord.identity import Authority
 from p2pcoord.messages import (
@@ -30,6 +39,9 @@ from p2pcoord.messages import (
     VoteRequest,
 )
 from p2pcoord.outbox import Outbox
+
+# Learners that the coordinator feeds at a time; a committee changes by a few voters at once.
+MAX_LEARNERS = 8
 
 # A voter that leaves is replaced by a learner rather than dropped, if one gets ready in this time; who leaves waits up to 5 s.
 LEARNER_PATIENCE_NS = 3_000_000_000
@@ -50,11 +62,11 @@ class Agreement:
         *,
         timing: Timing,
         committee_size: int,
-        trusted: tuple[int, bytes] | None = None,
-        check: Callable[[Record], str | None],
+        trusted: tuple[int, bytes] | None,
+        check: Check,
         certified: Callable[[Sequence[Record], int], None],
-        see: Callable[[SignedStatement], None] = lambda statement: None,
-        holds_state: Callable[[], bool] = lambda: True,
+        see: Callable[[SignedStatement], None],
+        holds_state: Callable[[], bool],
     ) -> None:
         self._awaited: tuple[tuple[str, ...], int] = ((), 0)
         """The committee whose learners are waited for, and until when."""
@@ -62,15 +74,11 @@ class Agreement:
         self.timing = timing
         self.committee_size = committee_size
         self.election = Election(self.voter, timing, random, elected=self._elected, behind=self._behind)
-        self.replication = Replication(
-            self.voter,
-            self.election,
-            timing,
-            check=check,
-            certified=certified,
-            see=see,
-            holds_state=holds_state,
+        self.replication = Replication(self.voter, self.election, timing, certified=certified, see=see)
+        self.following = Following(
+            self.voter, self.election, check=check, certified=certified, holds_state=holds_state
         )
+        self.catch_up = CatchUp(self.voter, self.election, certified=certified)
 
     # Life
 
@@ -87,7 +95,7 @@ class Agreement:
         """Handles a message of consensus; False when it is none. Raises RemoteError, Fork."""
         match message:
             case Append():
-                self.replication.on_append(sender, message, now)
+                self.following.on_append(sender, message, now)
             case AppendReply():
                 self.replication.on_append_reply(sender, message, now)
             case PreVoteRequest():
@@ -101,11 +109,11 @@ class Agreement:
             case TermNotice():
                 self.election.on_term_notice(sender, message, now)
             case TransferRequest():
-                self.replication.on_transfer(sender, message, now)
+                self.following.on_transfer(sender, message, now)
             case RecordsRequest():
-                self.replication.on_records_request(sender, message, now)
+                self.catch_up.on_records_request(sender, message, now)
             case Records():
-                self.replication.on_records(sender, message, now)
+                self.catch_up.on_records(sender, message, now)
             case _:
                 return False
         return True
@@ -145,8 +153,8 @@ class Agreement:
 
     # Deciding (for the coordinator's owner)
 
-    def propose(self, body: AnyBody, now: int) -> int | None:
-        return self.replication.propose(body, now)
+    def propose(self, body: AnyBody) -> int | None:
+        return self.replication.propose(body)
 
     def rounds_in_term(self) -> int:
         """Rounds certified under this peer's present term."""
@@ -175,7 +183,7 @@ class Agreement:
         if not replication.opened or ledger.certified != ledger.height:
             return
         if self.committee.joint:
-            replication.propose(CommitteeChange(Committee(self.committee.voters)), now)
+            replication.propose(CommitteeChange(Committee(self.committee.voters)))
             return
         silent = self._silent_since(self.timing.dead_voter_ns, now)
         lost = self._silent_since(self.timing.shrink_ns, now)
@@ -208,7 +216,7 @@ class Agreement:
                 return
         if wanted != voters and self._answers(Committee(wanted, voters), now):
             self.voter.outbox.emit("committee", voters=list(wanted), outgoing=list(voters))
-            replication.propose(CommitteeChange(Committee(wanted, voters)), now)
+            replication.propose(CommitteeChange(Committee(wanted, voters)))
 
     def _patient(self, wanted: tuple[str, ...], now: int) -> bool:
         """Whether learners of this committee may still become ready before it shrinks without them."""
@@ -252,4 +260,4 @@ class Agreement:
         self.replication.open_term(votes, now)
 
     def _behind(self, peer: str, now: int) -> None:
-        self.replication.ask(peer, now)
+        self.catch_up.ask(peer, now)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from p2pcoord.consensus.ledger import Grant, Header, Transfer, Vote, check_votes
+from p2pcoord.consensus.statements import Grant, Header, Transfer, Vote, check_votes
 from p2pcoord.consensus.voter import Role, Timing, Voter
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import (
@@ -305,14 +305,14 @@ class Election:
 
     # Terms
 
-    def adopt(self, sender: str, proof: TermProof | None, now: int, *, claimed: int) -> bool:
-        """Enters a higher term that is proven. Returns whether this peer's term is now at least `claimed`.
+    def adopt(self, sender: str, proof: TermProof | None, now: int, *, claimed: int) -> None:
+        """Enters a higher term that is proven: then this peer's term is at least `claimed`.
 
         Raises RemoteError for a proof that proves nothing; asks for records when only a longer log could judge it.
         """
         voter = self.voter
         if claimed <= voter.term:
-            return True
+            return
         try:
             proven = voter.check_proof(proof)
         except RemoteError as error:
@@ -329,9 +329,6 @@ class Election:
         if was_coordinator:
             voter.outbox.emit("stepped-down", term=proven, reason="a higher term")
             self._rearm(now)
-        elif self.deadline >= NEVER:
-            self._rearm(now)
-        return True
 
     def notify(self, sender: str, shown: int) -> None:
         """Sends the proof of this peer's term to one that showed a lower one."""

@@ -15,12 +15,15 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.ledger import Acknowledgement, Header, SignedStatement, Vote
+from p2pcoord.consensus.statements import Acknowledgement, Header, Vote
 from p2pcoord.errors import LocalError
 from p2pcoord.identity import Authority
 
 # Statements remembered, newest last: some hundred rounds of a full committee, and 2 MiB.
 MAX_REMEMBERED = 4096
+
+SignedStatement = Vote | Acknowledgement | Header | ContributionHeader
+"""What can be evidence."""
 
 Slot = tuple[str, str, int, int, int]
 

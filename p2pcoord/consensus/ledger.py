@@ -1,8 +1,6 @@
-"""Records, certificates, and the chain they form.
+"""The chain of records that a peer holds, and how far it is certified.
 
-A *record* is a signed header and a body. The header names height, term, the hash of the previous header, the height of the
-last committee record at or below it, and the hash of the body; the hash of a header (without its signature) is the record's
-name. A *log* is the chain a peer holds; its prefix up to the highest certified record is the *ledger*.
+A *log* is the chain a peer holds; its prefix up to the highest certified record is the *ledger*.
 
 Rules of a chain, checked when a record is appended (`Ledger.check_next`):
 
@@ -23,252 +21,26 @@ Genesis is height 0, term 0, signed by the founder. It needs no certificate: its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from hashlib import sha256
+from collections.abc import Sequence
 
-import msgspec
-
-from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
-from p2pcoord.content import ContentRef
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import (
+    MAX_BODY_BYTES,
+    NO_PREVIOUS,
+    CommitteeChange,
+    Genesis,
+    Opening,
+    Record,
+    body_hash,
+    body_kind,
+)
+from p2pcoord.consensus.statements import Certificate, Header, check_votes
 from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
-from p2pcoord.identity import Authority, Statement
+from p2pcoord.identity import Authority
 from p2pcoord.wire import encode
 
-# Bodies travel inside messages and log frames, several at a time (MAX_MESSAGE_BYTES is 1 MiB).
-MAX_BODY_BYTES = 64 << 10
-
-# Certificates kept in the compacted part of a chain: a batch of 64 records (replication.BATCH_RECORDS) always reaches one.
+# Certificates kept in the compacted part of a chain: a batch of 64 records (batches.BATCH_RECORDS) always reaches one.
 CERTIFICATE_SPACING = 24
-
-# Genesis holds the pins of the workload: about 60 bytes a tensor, so 8,000 tensors.
-MAX_GENESIS_BYTES = 512 << 10
-
-
-# Signed statements of consensus --------------------------------------------------------------------------------------
-
-
-class Grant(Statement, frozen=True, tag="grant"):
-    """A pre-vote: `voter` would vote for `candidate` in `term`. A quorum of them proves the term."""
-
-    term: int
-    candidate: str
-    voter: str
-    signature: bytes = b""
-
-
-class Vote(Statement, frozen=True, tag="vote"):
-    """`voter`'s one vote in `term`, for `candidate`, whose log ends with the record named `last`."""
-
-    term: int
-    candidate: str
-    last: bytes
-    voter: str
-    signature: bytes = b""
-
-
-class Transfer(Statement, frozen=True, tag="transfer"):
-    """The coordinator of `term` asks `target` to take over; exempts the target from the rule of silence, no more."""
-
-    term: int
-    coordinator: str
-    target: str
-    signature: bytes = b""
-
-
-class Acknowledgement(Statement, frozen=True, tag="ack"):
-    """`voter` holds the record durably and checked it, in `term`, which is its own."""
-
-    term: int
-    height: int
-    record: bytes
-    voter: str
-    signature: bytes = b""
-
-
-class Certificate(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="certificate"
-):
-    """A quorum of acknowledgements of one record: (voter, signature) in order of voter."""
-
-    term: int
-    height: int
-    record: bytes
-    signatures: tuple[tuple[str, bytes], ...]
-
-    def acknowledgements(self) -> tuple[Acknowledgement, ...]:
-        return tuple(
-            Acknowledgement(self.term, self.height, self.record, voter, s) for voter, s in self.signatures
-        )
-
-    def signers(self, authority: Authority) -> frozenset[str]:
-        """Those whose signatures hold. Raises RemoteError before it checks more of them than a committee has voters."""
-        if len(self.signatures) > MAX_SIGNATURES:
-            raise RemoteError("bad_certificate", "more signatures than a committee has voters")
-        return frozenset(ack.voter for ack in self.acknowledgements() if authority.verify(ack.voter, ack))
-
-
-def certificate_of(acknowledgements: Iterable[Acknowledgement]) -> Certificate:
-    acks = sorted(acknowledgements, key=lambda ack: ack.voter)
-    first = acks[0]
-    return Certificate(
-        first.term, first.height, first.record, tuple((ack.voter, ack.signature) for ack in acks)
-    )
-
-
-# Bodies --------------------------------------------------------------------------------------------------------------
-
-
-class Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all bodies."""
-
-
-class Genesis(Body, frozen=True, tag="genesis"):
-    """`config` is the canonical RunConfig; the run id is its hash. The founder is the first committee.
-
-    `pins` are the canonical WorkloadPins, `state` is version 0, `dataset` and `frozen` the founder's data set and frozen
-    parameters where the workload has any.
-    """
-
-    config: bytes
-    founder: str
-    pins: bytes = b""
-    state: ContentRef | None = None
-    dataset: ContentRef | None = None
-    frozen: ContentRef | None = None
-
-
-class Opening(Body, frozen=True, tag="opening"):
-    """The first record of a term: the votes that elected its coordinator."""
-
-    votes: tuple[Vote, ...]
-
-
-class CommitteeChange(Body, frozen=True, tag="committee"):
-    committee: Committee
-
-
-class Admission(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A peer becomes a member; `proof` is HMAC(secret, run and joiner's id), empty in an open run.
-
-    `addresses` are where it could be reached then: members that never heard its gossip can still dial it.
-    """
-
-    peer: str
-    name: str
-    proof: bytes
-    addresses: tuple[str, ...] = ()
-
-
-class Farewell(Statement, frozen=True, tag="farewell"):
-    """A member's own word that it leaves; `height` is what it had certified, so it cannot undo a later admission."""
-
-    peer: str
-    height: int
-    signature: bytes = b""
-
-
-class Header(Statement, frozen=True, tag="header"):
-    height: int
-    term: int
-    previous: bytes
-    committee: int
-    """Height of the last committee record (or genesis) at or below this record, itself included."""
-    kind: str
-    body: bytes
-    """sha256 of the body's canonical bytes."""
-    coordinator: str
-    signature: bytes = b""
-
-
-SignedStatement = Vote | Acknowledgement | Header | ContributionHeader
-"""What can be evidence (consensus/evidence.py)."""
-
-
-class Exclusion(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A member stops counting until the version `until` is certified (0: for good, which needs evidence)."""
-
-    peer: str
-    reason: str
-    until: int
-    evidence: tuple[SignedStatement, SignedStatement] | None = None
-
-
-class Members(Body, frozen=True, tag="members"):
-    admitted: tuple[Admission, ...] = ()
-    left: tuple[Farewell, ...] = ()
-    excluded: tuple[Exclusion, ...] = ()
-
-
-class Counted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One contribution inside a round. An (origin round, assignment) counts once in a run, whoever did it."""
-
-    assignment: int
-    contributor: str
-    origin_round: int
-    weight: float
-
-
-class Round(Body, frozen=True, tag="round"):
-    """Version `version` was made from the state `parent`, by this attempt, out of these contributions."""
-
-    version: int
-    parent: bytes
-    attempt: bytes
-    contributors: tuple[Counted, ...]
-    result: bytes
-    state: bytes
-    state_bytes: int
-    metrics: tuple[tuple[str, float], ...] = ()
-
-
-AnyBody = Genesis | Opening | CommitteeChange | Members | Round
-
-
-def body_kind(body: AnyBody) -> str:
-    return str(body.__struct_config__.tag)
-
-
-# Records -------------------------------------------------------------------------------------------------------------
-
-
-class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`body` is None only for a round whose body was compacted away."""
-
-    header: Header
-    body: AnyBody | None
-
-
-NO_PREVIOUS = bytes(32)
-
-
-def body_hash(body: AnyBody) -> bytes:
-    return sha256(encode(body)).digest()
-
-
-def make_record(
-    authority: Authority, *, height: int, term: int, previous: bytes, committee: int, body: AnyBody
-) -> Record:
-    """A signed record with the given place in the chain. Raises LocalError for a body over MAX_BODY_BYTES."""
-    size = len(encode(body))
-    limit = MAX_GENESIS_BYTES if isinstance(body, Genesis) else MAX_BODY_BYTES
-    if size > limit:
-        raise LocalError(f"a {body_kind(body)} record of {size} bytes; at most {limit}")
-    own = height if isinstance(body, (Genesis, CommitteeChange)) else committee
-    header = Header(height, term, previous, own, body_kind(body), body_hash(body), authority.peer_id)
-    return Record(authority.sign(header), body)
-
-
-def make_genesis(
-    authority: Authority,
-    config: bytes,
-    pins: bytes = b"",
-    state: ContentRef | None = None,
-    dataset: ContentRef | None = None,
-    frozen: ContentRef | None = None,
-) -> Record:
-    body = Genesis(config, authority.peer_id, pins, state, dataset, frozen)
-    return make_record(authority, height=0, term=0, previous=NO_PREVIOUS, committee=0, body=body)
 
 
 class Fork(P2PCoordError):
@@ -370,17 +142,6 @@ class Ledger:
     def holds(self, height: int, name: bytes) -> bool:
         return 0 <= height <= self.height and self.hashes[height] == name
 
-    def batch(self, start: int, *, limit_bytes: int, limit_records: int) -> tuple[Record, ...]:
-        """Records from height `start` on, at least one if there is one, within the limits."""
-        chosen: list[Record] = []
-        size = 0
-        for record in self.records[start : start + limit_records]:
-            size += len(encode(record))
-            if chosen and size > limit_bytes:
-                break
-            chosen.append(record)
-        return tuple(chosen)
-
     def compact(self, height: int) -> None:
         """Drops the bodies of rounds at or below `height` (certified), and certificates that nobody needs to be shown.
 
@@ -428,7 +189,7 @@ class Ledger:
         elif header.term < last.term or not isinstance(body, Opening):
             raise RemoteError("bad_record", f"a {header.kind} of term {header.term} after term {last.term}")
         else:
-            self.check_opening(header, body)
+            self._check_opening(header, body)
         if isinstance(body, CommitteeChange):
             self._check_committee_change(body.committee)
         if self._trusted is not None and self._trusted[0] == header.height:
@@ -436,7 +197,7 @@ class Ledger:
                 raise RemoteError("untrusted", f"another record at height {header.height} than the inviter's")
         self._authority.check(header.coordinator, header)
 
-    def check_opening(self, header: Header, body: Opening) -> None:
+    def _check_opening(self, header: Header, body: Opening) -> None:
         """Raises RemoteError unless the votes elect `header.coordinator` in its term, naming the record before."""
         check_votes(
             self._authority,
@@ -559,24 +320,3 @@ class Ledger:
             f"certified {other.hashes[start].hex()[:16]} (certificate at {certificate.height}, "
             f"signed by {', '.join(voter for voter, _ in certificate.signatures)})"
         )
-
-
-def check_votes(
-    authority: Authority,
-    votes: Sequence[Vote],
-    *,
-    term: int,
-    candidate: str,
-    last: bytes,
-    committees: Sequence[Committee],
-) -> None:
-    """Raises RemoteError unless the votes are a quorum of one of `committees` for `candidate`, a voter of it, in `term`."""
-    if len(votes) > MAX_SIGNATURES:
-        raise RemoteError("bad_votes", "more votes than a committee has voters")
-    for vote in votes:
-        if (vote.term, vote.candidate, vote.last) != (term, candidate, last):
-            raise RemoteError("bad_votes", f"a vote of term {vote.term} for {vote.candidate}")
-        authority.check(vote.voter, vote)
-    voters = {vote.voter for vote in votes}
-    if not any(candidate in committee.everyone and committee.is_quorum(voters) for committee in committees):
-        raise RemoteError("bad_votes", f"no quorum of its committee for {candidate} in term {term}")

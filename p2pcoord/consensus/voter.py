@@ -6,8 +6,8 @@
     candidate     its term is one higher, proven by the grants; it voted itself  a quorum votes, or the timeout passes
     coordinator   opened its term; orders records                                a higher proven term, or no quorum is heard
 
-`Voter` is the part that election and replication share. Everything that must survive a crash is written as frames
-(`Frame`), and read back by `Voter.restore` in the same order.
+`Voter` is the part that election, replication, following and catch-up share. Everything that must survive a crash is
+written as frames (`Frame`), and read back by `Voter.restore` in the same order.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from enum import StrEnum
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Certificate, Ledger, Record, Vote, check_votes
+from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.quorum import MAX_SIGNATURES
+from p2pcoord.consensus.record import Record
+from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote, check_votes
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import Authority
 from p2pcoord.messages import Grants, TermProof, Votes
@@ -101,12 +103,11 @@ def proof_term(proof: TermProof | None) -> int:
     statements: Sequence[object] = proof.grants if isinstance(proof, Grants) else proof.votes
     if not statements:
         raise RemoteError("bad_proof", "empty")
-    first = proof.grants[0].term if isinstance(proof, Grants) else proof.votes[0].term
-    return first
+    return proof.grants[0].term if isinstance(proof, Grants) else proof.votes[0].term
 
 
 class Voter:
-    """Term, vote, log and role of this peer; the two state machines of consensus work on it."""
+    """Term, vote, log and role of this peer; the state machines of consensus work on it."""
 
     def __init__(
         self, authority: Authority, outbox: Outbox, genesis: Record, trusted: tuple[int, bytes] | None = None
@@ -172,6 +173,17 @@ class Voter:
             self.ledger.truncate(frame.height)
         else:
             self.ledger.certify(frame.certificate)
+
+    # Records
+
+    def acknowledge(self, record: Record) -> Acknowledgement:
+        """Signs that this voter holds the record. Raises LocalError for one of another term than its own."""
+        header = record.header
+        if header.term != self.term:
+            raise LocalError(f"acknowledging a record of term {header.term} in term {self.term}")
+        return self.authority.sign(
+            Acknowledgement(self.term, header.height, self.authority.hash(header), self.me)
+        )
 
     # Terms
 

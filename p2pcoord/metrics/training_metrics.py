@@ -10,7 +10,7 @@ from collections import deque
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Round
+from p2pcoord.consensus.record import Round
 
 # A day of rounds of 90 seconds; older ones are in the ledger.
 RING_SIZE = 1024

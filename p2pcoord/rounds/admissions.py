@@ -19,8 +19,9 @@ import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.evidence import EvidenceBook, contradict, signer_of
-from p2pcoord.consensus.ledger import Admission, Exclusion, Farewell, Members, SignedStatement
+from p2pcoord.consensus.evidence import EvidenceBook, SignedStatement, contradict, signer_of
+from p2pcoord.consensus.record import Admission, Exclusion, Members
+from p2pcoord.consensus.statements import Farewell
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.identity import Authority
@@ -104,7 +105,7 @@ class Admissions:
             source = self.some_connection()
             if source:
                 self._outbox.send(source, JoinRequest(self._own_admission(), self._settings.profile))
-                self._agreement.replication.ask(source, now)
+                self._agreement.catch_up.ask(source, now)
                 self._request_at = now + REQUEST_INTERVAL_NS
 
     def _own_admission(self) -> Admission:

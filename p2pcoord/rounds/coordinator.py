@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from p2pcoord.aggregation.contribution import MAX_COUNT, ContributionHeader, check_header
-from p2pcoord.consensus.ledger import Counted, Round
+from p2pcoord.consensus.record import Counted, Round
 from p2pcoord.consensus.replication import Replication
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError
@@ -866,7 +866,7 @@ class RoundCoordinator:
             metrics,
         )
         self.participant.keep(self.attempt_name)
-        height = self.replication.propose(body, now)
+        height = self.replication.propose(body)
         if height is None:
             return  # another record is on its way, or the duty is being handed over; tried again at the next tick
         self.proposed = height

@@ -24,7 +24,7 @@ import msgspec
 
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.aggregation.mean import PARTIAL, Factors
-from p2pcoord.consensus.ledger import Record, Round
+from p2pcoord.consensus.record import Record, Round
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import (
     Adopt,
@@ -574,7 +574,7 @@ class Participant:
     # Judging the record
 
     def check(self, record: Record, body: Round, now: int) -> str | None:
-        """Why a voter does not append this round ("" when it may; None: not yet). See Replication.Check."""
+        """Why a voter does not append this round ("" when it may; None: not yet). See following.Check."""
         setting = self.setting
         if body.version <= self.version:
             return f"version {body.version} is certified already"

@@ -19,7 +19,7 @@ from hashlib import sha256
 import msgspec
 
 from p2pcoord.consensus.evidence import contradict, signer_of
-from p2pcoord.consensus.ledger import Admission, Exclusion, Genesis, Members, Record, Round
+from p2pcoord.consensus.record import Admission, Exclusion, Genesis, Members, Record, Round
 from p2pcoord.identity import Authority
 
 # Changes in one record: the largest admission (a name of 64 four-byte letters) has 360 bytes, and 128 of them fit a body

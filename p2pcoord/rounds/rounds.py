@@ -8,7 +8,7 @@ from typing import Any
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.election import NEVER
-from p2pcoord.consensus.ledger import Record, Round
+from p2pcoord.consensus.record import Record, Round
 from p2pcoord.effects import Outcome
 from p2pcoord.frames import Checked
 from p2pcoord.messages import (

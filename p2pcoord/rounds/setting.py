@@ -7,7 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from p2pcoord.aggregation.mean import Mean
-from p2pcoord.consensus.ledger import Exclusion, Genesis, Header, SignedStatement
+from p2pcoord.consensus.evidence import SignedStatement
+from p2pcoord.consensus.record import Exclusion, Genesis
+from p2pcoord.consensus.statements import Header
 from p2pcoord.consensus.voter import Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Cancel, Effect, Outcome

@@ -10,7 +10,7 @@ from collections import deque
 
 import msgspec
 
-from p2pcoord.consensus.ledger import Round
+from p2pcoord.consensus.record import Round
 from p2pcoord.gossip.records import PeerRecord
 
 # Losses kept in memory for people and schedules; the whole history lies in the ledger's records.

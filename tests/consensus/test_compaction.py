@@ -1,8 +1,10 @@
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import CERTIFICATE_SPACING, Certificate, Ledger, Record, Round, make_record
-from p2pcoord.consensus.replication import BATCH_RECORDS
+from p2pcoord.consensus.batches import BATCH_RECORDS
+from p2pcoord.consensus.ledger import CERTIFICATE_SPACING, Ledger
+from p2pcoord.consensus.record import Record, Round, make_record
+from p2pcoord.consensus.statements import Certificate
 from p2pcoord.consensus.voter import AnyFrame, Appended, Certified, Frame, Owner, Standing, Voter
 from p2pcoord.outbox import Outbox
 from p2pcoord.wire import decode, encode

@@ -2,17 +2,9 @@ import msgspec
 import pytest
 
 from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.evidence import MAX_REMEMBERED, EvidenceBook, contradict, signer_of
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
-    Admission,
-    Exclusion,
-    Header,
-    Members,
-    SignedStatement,
-    Vote,
-    make_record,
-)
+from p2pcoord.consensus.evidence import MAX_REMEMBERED, EvidenceBook, SignedStatement, contradict, signer_of
+from p2pcoord.consensus.record import Admission, Exclusion, Members, make_record
+from p2pcoord.consensus.statements import Acknowledgement, Header, Vote
 from p2pcoord.content import ContentRef
 from p2pcoord.rounds.participation import Roster, join_proof
 from tests.script_runner import RUN, SECRET, authority_of, peer_id

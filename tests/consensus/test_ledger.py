@@ -7,28 +7,22 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import (
+from p2pcoord.consensus.ledger import Fork, Ledger
+from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.consensus.record import (
     MAX_BODY_BYTES,
-    Acknowledgement,
     AnyBody,
-    Certificate,
     CommitteeChange,
     Exclusion,
-    Fork,
     Genesis,
-    Header,
-    Ledger,
     Members,
     Opening,
     Record,
-    Vote,
     body_hash,
-    certificate_of,
-    check_votes,
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote, certificate_of
 from p2pcoord.errors import LocalError, RemoteError
 from tests.script_runner import (
     CONFIG,
@@ -188,6 +182,15 @@ def test_a_round_may_come_without_its_body() -> None:
     assert ledger.records[-1].body is None
 
 
+def test_a_body_over_its_size_is_refused_whoever_made_it() -> None:
+    ledger = chain()
+    small = following(ledger, "A", Members())
+    body = Members(excluded=(Exclusion(A, "x" * MAX_BODY_BYTES, 0),))
+    large = resigned(Record(small.header, body), "A", body=body_hash(body))
+    with pytest.raises(RemoteError, match="bad_record"):
+        ledger.append(large)
+
+
 # Openings
 
 
@@ -237,29 +240,6 @@ def test_the_votes_of_an_opening_name_its_term_its_coordinator_and_the_record_be
     ballots = tuple(authority_of(x).sign(Vote(voter=peer_id(x), **fields)) for x in "BC")  # type: ignore[arg-type]
     with pytest.raises(RemoteError, match="bad_votes"):
         ledger.append(following(ledger, "B", Opening(ballots), 2))
-
-
-def test_more_votes_than_any_committee_has_voters_are_not_even_checked() -> None:
-    ledger = chain()
-    ballot = votes(2, "B", ledger.hashes[-1], "B")[0]
-    forged = msgspec.structs.replace(ballot, signature=b"s" * 64)
-    with pytest.raises(RemoteError, match="more votes"):
-        check_votes(
-            authority_of("A"),
-            [forged] * (MAX_SIGNATURES + 1),
-            term=2,
-            candidate=B,
-            last=ballot.last,
-            committees=[ledger.committee],
-        )
-
-
-def test_votes_of_voters_that_the_judge_does_not_know_do_no_harm() -> None:
-    ledger = chain()
-    ballots = votes(2, "B", ledger.hashes[-1], "B C D E F")
-    check_votes(
-        authority_of("A"), ballots, term=2, candidate=B, last=ledger.hashes[-1], committees=[ledger.committee]
-    )
 
 
 # Committees
@@ -416,11 +396,6 @@ def test_a_certificate_is_counted_over_the_committee_at_its_height() -> None:
     assert ledger.certify(certificate_by("DE", ledger.records[6])) == [ledger.records[6]]
 
 
-def test_the_order_of_acknowledgements_does_not_matter_to_a_certificate() -> None:
-    ledger = chain()
-    assert certificate_by("CAB", ledger.records[4]) == certificate_by("ABC", ledger.records[4])
-
-
 # Which committees prove a term
 
 
@@ -561,44 +536,12 @@ def test_a_certificate_of_what_is_certified_here_is_no_fork() -> None:
 # Reading
 
 
-def test_a_batch_respects_its_limits_and_holds_at_least_one_record() -> None:
-    ledger = chain()
-    assert ledger.batch(1, limit_bytes=1 << 20, limit_records=2) == tuple(ledger.records[1:3])
-    assert ledger.batch(1, limit_bytes=1, limit_records=9) == (ledger.records[1],)
-    assert ledger.batch(5, limit_bytes=1 << 20, limit_records=9) == ()
-
-
 def test_holds_knows_heights_and_names() -> None:
     ledger = chain()
     assert ledger.holds(4, ledger.hashes[4])
     assert not ledger.holds(4, ledger.hashes[3])
     assert not ledger.holds(5, ledger.hashes[4])
     assert not ledger.holds(-1, ledger.hashes[-1])
-
-
-def test_a_record_s_name_is_the_hash_of_its_header_without_the_signature() -> None:
-    ledger = chain()
-    header: Header = ledger.records[4].header
-    unsigned = msgspec.structs.replace(header, signature=b"")
-    assert ledger.hashes[4] == authority_of("B").hash(unsigned)
-    body = ledger.records[4].body
-    assert body is not None
-    assert header.body == body_hash(body)
-
-
-def long_members(size: int) -> Members:
-    return Members(excluded=(Exclusion(A, "x" * size, 0),))
-
-
-def test_a_body_over_its_size_is_our_own_mistake_to_make_and_another_s_to_send() -> None:
-    ledger = chain()
-    with pytest.raises(LocalError, match="at most"):
-        following(ledger, "A", long_members(MAX_BODY_BYTES))
-    small = following(ledger, "A", long_members(1))
-    body = long_members(MAX_BODY_BYTES)
-    large = resigned(Record(small.header, body), "A", body=body_hash(body))
-    with pytest.raises(RemoteError, match="bad_record"):
-        ledger.append(large)
 
 
 def test_a_chain_without_the_record_that_the_inviter_named_is_refused() -> None:

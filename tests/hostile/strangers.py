@@ -23,7 +23,7 @@ from node.link import HELLO, SESSION_BYTES
 from node.streams import frame
 from node.transport_events import DialError, Received
 from node.transport_guard import BoundedStream, noise_transport, request_protocol, upgrade, write_within
-from p2pcoord.consensus.ledger import Admission
+from p2pcoord.consensus.record import Admission
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import AnyMessage, GenesisReply, GenesisRequest, decode_message
 from p2pcoord.rounds.participation import join_proof

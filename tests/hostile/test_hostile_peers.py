@@ -17,7 +17,8 @@ from node.hello import JoinToken, make_hello, parse_token
 from node.identity_key import IdentityKey
 from node.link import MAX_FRAME_BYTES, MESSAGE
 from node.streams import HEADER, frame
-from p2pcoord.consensus.ledger import Admission, Farewell, Members
+from p2pcoord.consensus.record import Admission, Members
+from p2pcoord.consensus.statements import Farewell
 from p2pcoord.messages import (
     Append,
     GenesisReply,

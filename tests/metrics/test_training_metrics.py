@@ -1,6 +1,6 @@
 """What a round's record says of itself, read for people."""
 
-from p2pcoord.consensus.ledger import Counted, Round
+from p2pcoord.consensus.record import Counted, Round
 from p2pcoord.metrics.training_metrics import RING_SIZE, MetricsRing, metrics_of
 
 

@@ -15,25 +15,21 @@ from node.directory import FORMAT
 from node.identity_key import _PRIVATE_KEY_PREFIX, FILE_NAME
 from node.store import Store
 from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.ledger import (
-    Acknowledgement,
+from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import (
     Admission,
     AnyBody,
-    Certificate,
     CommitteeChange,
     Counted,
-    Grant,
-    Ledger,
     Members,
     Opening,
     Record,
     Round,
-    Vote,
-    certificate_of,
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.statements import Acknowledgement, Certificate, Grant, Vote, certificate_of
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing
 from p2pcoord.content import ContentRef, manifest_of
 from p2pcoord.frames import Life, PeerFrame, Slot

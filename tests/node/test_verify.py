@@ -11,7 +11,8 @@ import pytest
 from node.log_replay import Problem, Replay, replay_frames
 from node.store import Store
 from node.verify import Verified, verify
-from p2pcoord.consensus.ledger import Admission, Counted, Exclusion, Farewell, Members, Record, Round
+from p2pcoord.consensus.record import Admission, Counted, Exclusion, Members, Record, Round
+from p2pcoord.consensus.statements import Farewell
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.errors import UserError
 from p2pcoord.frames import Life, PeerFrame
@@ -308,7 +309,7 @@ def test_an_empty_log_and_no_directory_are_told(tmp_path: Path) -> None:
 
 
 def test_a_config_by_another_founder_is_named(run: SignedRun) -> None:
-    from p2pcoord.consensus.ledger import make_genesis
+    from p2pcoord.consensus.record import make_genesis
     from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
     from p2pcoord.run_config import run_id
 

@@ -35,7 +35,7 @@ from node.cluster import _free_ports
 from node.events import CURRENT, parse_line, read_events
 from node.status_socket import ask_status
 from node.store import Store
-from p2pcoord.consensus.ledger import Record, Round
+from p2pcoord.consensus.record import Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Truncated
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.frames import PeerFrame, Slot

@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import Admission, Exclusion, Farewell, Members, Vote
+from p2pcoord.consensus.record import Admission, Exclusion, Members
+from p2pcoord.consensus.statements import Farewell, Vote
 from p2pcoord.effects import Emit, Send
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.messages import (

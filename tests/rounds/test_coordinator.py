@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.ledger import Round
+from p2pcoord.consensus.record import Round
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Done, Emit, Outcome, Stepped, Validated
 from p2pcoord.messages import AttemptMessage, Offering, PlanAccepted, PlanMessage, Reoffered, Share

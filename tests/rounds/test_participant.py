@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import Counted, Record, Round, make_record
+from p2pcoord.consensus.record import Counted, Record, Round, make_record
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Send
 from p2pcoord.frames import Slot

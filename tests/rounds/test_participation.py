@@ -3,16 +3,16 @@ import hmac
 
 import pytest
 
-from p2pcoord.consensus.ledger import (
+from p2pcoord.consensus.record import (
     MAX_BODY_BYTES,
     Admission,
     Exclusion,
-    Farewell,
     Members,
     Record,
     make_genesis,
     make_record,
 )
+from p2pcoord.consensus.statements import Farewell
 from p2pcoord.rounds.participation import (
     MAX_ADMISSIONS,
     MAX_NAME_LENGTH,

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from p2pcoord.aggregation.mean import Mean
-from p2pcoord.consensus.ledger import Genesis
+from p2pcoord.consensus.record import Genesis
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Cancel, Cancelled, Done, Outcome, Validate
 from p2pcoord.errors import LocalError

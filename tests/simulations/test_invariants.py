@@ -5,7 +5,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from p2pcoord.consensus.ledger import Acknowledgement, Certificate, Round, Vote
+from p2pcoord.consensus.record import Round
+from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Role
 from p2pcoord.effects import Failed
 from p2pcoord.messages import AppendReply, VoteReply

@@ -1,6 +1,6 @@
 """The run's global state follows certified rounds."""
 
-from p2pcoord.consensus.ledger import Round
+from p2pcoord.consensus.record import Round
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.synchronization.state_tracker import LOSS_HISTORY, LocalState, StateTracker, local_state
 

@@ -1,0 +1,82 @@
+"""Catch-up: certified records, for anybody who asks.
+
+Whoever sees that it is behind asks any peer for the records after its certified ones. An answer ends with a certificate, which
+needs no trust in who sent it and no check of what the records claim: they are taken as they are, in place of all that
+contradicts them here. The coordinator sends the same to a follower that is far behind (`replication.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from p2pcoord.consensus.batches import certified_from
+from p2pcoord.consensus.election import Election
+from p2pcoord.consensus.record import Record
+from p2pcoord.consensus.voter import Appended, Certified, Frame, Truncated, Voter
+from p2pcoord.errors import RemoteError
+from p2pcoord.messages import Records, RecordsRequest
+
+# A peer is asked for records at most this often, whatever it shows: five a second catch up 300 records a second.
+ASK_INTERVAL_NS = 200_000_000
+
+# A peer is answered at most this often: half of what an honest one asks.
+ANSWER_INTERVAL_NS = ASK_INTERVAL_NS // 2
+
+
+class CatchUp:
+    """Asks for certified records, and answers who asks. `certified(records, now)` is called with newly certified records in
+    order, once each."""
+
+    def __init__(
+        self, voter: Voter, election: Election, *, certified: Callable[[Sequence[Record], int], None]
+    ) -> None:
+        self.voter = voter
+        self.election = election
+        self._certified = certified
+        self._asked_at: dict[str, int] = {}
+        self._answered_at: dict[str, int] = {}
+
+    def ask(self, peer: str, now: int) -> None:
+        """Asks a peer for the certified records after ours, not too often."""
+        if now - self._asked_at.get(peer, -ASK_INTERVAL_NS) < ASK_INTERVAL_NS:
+            return
+        if len(self._asked_at) > 1024:
+            self._asked_at.clear()
+        self._asked_at[peer] = now
+        self.voter.outbox.send(peer, RecordsRequest(self.voter.ledger.certified + 1))
+
+    def on_records_request(self, sender: str, request: RecordsRequest, now: int) -> None:
+        """An answer is half a MiB, its question forty bytes: each peer gets one per interval."""
+        if now - self._answered_at.get(sender, -ANSWER_INTERVAL_NS) < ANSWER_INTERVAL_NS:
+            return
+        if len(self._answered_at) > 1024:
+            self._answered_at.clear()
+        self._answered_at[sender] = now
+        answer = certified_from(self.voter.ledger, request.from_height)
+        if answer is not None:
+            self.voter.outbox.send(sender, answer)
+
+    def on_records(self, sender: str, message: Records, now: int) -> None:
+        ledger, certificate = self.voter.ledger, message.certificate
+        if certificate.height <= ledger.certified:
+            ledger.check_no_fork(certificate)
+            return
+        if not message.records or message.records[-1].header.height > certificate.height:
+            raise RemoteError("gap", "records that their certificate does not cover")
+        first = message.records[0].header
+        joins = ledger.holds(first.height - 1, first.previous)
+        if first.height > ledger.height + 1 or (first.height - 1 > ledger.certified and not joins):
+            # They begin beyond our log, or above records of ours that were never certified.
+            self.ask(sender, now)
+            return
+        kept, added = ledger.adopt(message.records, certificate)
+        newly = ledger.certify(certificate)
+        frames: list[Frame] = [Truncated(kept)] if added else []
+        frames += [Appended(record) for record in added]
+        frames.append(Certified(certificate))
+        self.voter.outbox.persist(frames)
+        # A certificate proves its term.
+        self.election.adopt(sender, certificate, now, claimed=certificate.term)
+        self._certified(newly, now)
+        if message.more > ledger.certified:
+            self.ask(sender, now)

@@ -1,0 +1,135 @@
+"""What is signed to come to an agreement, and the proofs that signatures of a quorum make.
+
+    statement         who signs it                  what it says
+    grant             a voter, in a pre-vote        it would vote for this candidate in this term
+    vote              a voter, once in a term       its vote, for a candidate whose log ends with the record named
+    transfer          the coordinator of a term     the target is to take over
+    acknowledgement   a voter, in its own term      it holds this record durably and checked it
+    header            the coordinator of a term     this record stands at this height (`record.py`)
+    farewell          a member                      it leaves
+
+Grants and votes of a quorum prove a term (`messages.TermProof`), votes also elect (`check_votes`), and acknowledgements of a
+quorum certify a record (`Certificate`). Over which committee to count is not said here: the log says it (`ledger.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
+from p2pcoord.errors import RemoteError
+from p2pcoord.identity import Authority, Statement
+
+
+class Grant(Statement, frozen=True, tag="grant"):
+    """A pre-vote: `voter` would vote for `candidate` in `term`. A quorum of them proves the term."""
+
+    term: int
+    candidate: str
+    voter: str
+    signature: bytes = b""
+
+
+class Vote(Statement, frozen=True, tag="vote"):
+    """`voter`'s one vote in `term`, for `candidate`, whose log ends with the record named `last`."""
+
+    term: int
+    candidate: str
+    last: bytes
+    voter: str
+    signature: bytes = b""
+
+
+class Transfer(Statement, frozen=True, tag="transfer"):
+    """The coordinator of `term` asks `target` to take over; exempts the target from the rule of silence, no more."""
+
+    term: int
+    coordinator: str
+    target: str
+    signature: bytes = b""
+
+
+class Acknowledgement(Statement, frozen=True, tag="ack"):
+    """`voter` holds the record durably and checked it, in `term`, which is its own."""
+
+    term: int
+    height: int
+    record: bytes
+    voter: str
+    signature: bytes = b""
+
+
+class Header(Statement, frozen=True, tag="header"):
+    """The coordinator of `term` gives a record its place in the chain; the body lies beside it (`record.Record`)."""
+
+    height: int
+    term: int
+    previous: bytes
+    committee: int
+    """Height of the last committee record (or genesis) at or below this record, itself included."""
+    kind: str
+    body: bytes
+    """sha256 of the body's canonical bytes."""
+    coordinator: str
+    signature: bytes = b""
+
+
+class Farewell(Statement, frozen=True, tag="farewell"):
+    """A member's own word that it leaves; `height` is what it had certified, so it cannot undo a later admission."""
+
+    peer: str
+    height: int
+    signature: bytes = b""
+
+
+class Certificate(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="certificate"
+):
+    """A quorum of acknowledgements of one record: (voter, signature) in order of voter."""
+
+    term: int
+    height: int
+    record: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    def acknowledgements(self) -> tuple[Acknowledgement, ...]:
+        return tuple(
+            Acknowledgement(self.term, self.height, self.record, voter, s) for voter, s in self.signatures
+        )
+
+    def signers(self, authority: Authority) -> frozenset[str]:
+        """Those whose signatures hold. Raises RemoteError before it checks more of them than a committee has voters."""
+        if len(self.signatures) > MAX_SIGNATURES:
+            raise RemoteError("bad_certificate", "more signatures than a committee has voters")
+        return frozenset(ack.voter for ack in self.acknowledgements() if authority.verify(ack.voter, ack))
+
+
+def certificate_of(acknowledgements: Iterable[Acknowledgement]) -> Certificate:
+    acks = sorted(acknowledgements, key=lambda ack: ack.voter)
+    first = acks[0]
+    return Certificate(
+        first.term, first.height, first.record, tuple((ack.voter, ack.signature) for ack in acks)
+    )
+
+
+def check_votes(
+    authority: Authority,
+    votes: Sequence[Vote],
+    *,
+    term: int,
+    candidate: str,
+    last: bytes,
+    committees: Sequence[Committee],
+) -> None:
+    """Raises RemoteError unless the votes are a quorum of one of `committees` for `candidate`, a voter of it, in `term`."""
+    if len(votes) > MAX_SIGNATURES:
+        raise RemoteError("bad_votes", "more votes than a committee has voters")
+    for vote in votes:
+        if (vote.term, vote.candidate, vote.last) != (term, candidate, last):
+            raise RemoteError("bad_votes", f"a vote of term {vote.term} for {vote.candidate}")
+        authority.check(vote.voter, vote)
+    voters = {vote.voter for vote in votes}
+    if not any(candidate in committee.everyone and committee.is_quorum(voters) for committee in committees):
+        raise RemoteError("bad_votes", f"no quorum of its committee for {candidate} in term {term}")
