@@ -99,7 +99,8 @@ from p2pcoord.messages import (
     Votes,
     decode_message,
 )
-from p2pcoord.peer import LATE_TICK_NS, Peer, PeerSettings, Restored
+from p2pcoord.peer import LATE_TICK_NS, Peer
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 
@@ -174,6 +175,9 @@ class ScriptedWork:
     def progress(self, now: int) -> None:
         pass
 
+    def connected(self, peer: str, now: int) -> None:
+        pass
+
     def tick(self, now: int) -> None:
         pass
 
@@ -187,6 +191,16 @@ class ScriptedWork:
     @property
     def reconfigurable(self) -> bool:
         return self.tended
+
+    @property
+    def holds_state(self) -> bool:
+        return True
+
+    def local_progress(self) -> None:
+        return None
+
+    def frames(self) -> Sequence[msgspec.Struct]:
+        return ()
 
 
 def make_peer(letter: str, genesis: Record, settings: PeerSettings) -> Peer:

@@ -44,7 +44,8 @@ from p2pcoord.messages import (
     Votes,
     decode_message,
 )
-from p2pcoord.peer import MAX_COUNTED_PEERS, OTHERS, Peer, Restored
+from p2pcoord.peer import MAX_COUNTED_PEERS, OTHERS, Peer
+from p2pcoord.peer_settings import Restored
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 from tests.script_runner import (
