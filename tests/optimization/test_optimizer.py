@@ -106,6 +106,9 @@ def test_scalars_that_differ_as_c_libraries_do_agree_and_others_do_not():
     assert not agrees(ours, far)
     assert not agrees(ours, ADAM.parameters(8, 0.1))
     assert not agrees(ours, msgspec.structs.replace(ours, learning_rate=0.0))
+    for name in ("learning_rate", "bias_correction1", "bias_correction2", "epsilon"):
+        for wrong in (math.inf, -math.inf, math.nan):
+            assert not agrees(ours, msgspec.structs.replace(ours, **{name: wrong}))
     assert not agrees(
         NESTEROV.parameters(1, 0.1), SGD(momentum=0.9, nesterov=False, weight_decay=0.0).parameters(1, 0.1)
     )

@@ -1,5 +1,7 @@
 """A member's side of rounds, through whole peers: which attempt it takes up."""
 
+import math
+
 import msgspec
 
 from p2pcoord.content import ContentRef
@@ -16,10 +18,19 @@ def test_an_attempt_is_believed_only_with_the_scalars_that_follow_from_the_run_a
     world = holding("A fetch")
     good = world.messages(AttemptMessage, "A", "B")[0]
     assert isinstance(good, AttemptMessage)
-    step = msgspec.structs.replace(good.attempt.step, learning_rate=good.attempt.step.learning_rate * 2)
+    steps = [
+        msgspec.structs.replace(good.attempt.step, learning_rate=wrong)
+        for wrong in (good.attempt.step.learning_rate * 2, math.inf)
+    ]
     other = ContentRef(bytes(32), good.attempt.parent.size_bytes)
     cases = [
-        ("bad_attempt", authority_of("A").sign(msgspec.structs.replace(good.attempt, number=2, step=step))),
+        *(
+            (
+                "bad_attempt",
+                authority_of("A").sign(msgspec.structs.replace(good.attempt, number=2, step=step)),
+            )
+            for step in steps
+        ),
         (
             "bad_attempt",
             authority_of("A").sign(msgspec.structs.replace(good.attempt, number=2, parent=other)),
