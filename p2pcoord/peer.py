@@ -1,7 +1,7 @@
 """The centre: one peer of a run, as a state machine without I/O.
 
     inputs    start, receive, complete, progress, tick, connected, disconnected, leave    each returns effects (`effects.py`)
-    reading   next_deadline, status                                                       change nothing
+    reading   next_deadline                                                               changes nothing
 
 `Peer` composes the agreement (`consensus/`), the roster of members and how peers come and go (`rounds/participation.py`,
 `rounds/admissions.py`), the peers around it (`neighbours.py`), the coordinator's duty (`duty.py`) and the work of the run
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 from random import Random
-from typing import Any
 
 from p2pcoord.compaction import Compaction
 from p2pcoord.consensus.agreement import Agreement
@@ -428,23 +427,3 @@ class Peer:
         effects = self.outbox.take()
         self._persists.update((effect.id, None) for effect in effects if isinstance(effect, Persist))
         return effects
-
-    def status(self, now: int) -> dict[str, Any]:
-        """A pure read of what this peer knows; docs/protocol.md lists the fields."""
-        voter, ledger = self.agreement.voter, self.agreement.voter.ledger
-        committee = self.agreement.committee
-        return {
-            "peer_id": self.me,
-            "name": self.settings.name,
-            "role": str(voter.role) if voter.is_voter() else "member" if self.is_member else "stranger",
-            "term": voter.term,
-            "coordinator": voter.coordinator,
-            "height": ledger.height,
-            "certified": ledger.certified,
-            "lineage": ledger.hashes[ledger.certified].hex(),
-            "voters": list(committee.voters),
-            "outgoing": list(committee.outgoing),
-            "quorum_held": self.agreement.quorum_held(now),
-            "members": list(self.roster.members),
-            "rejected": {kind: dict(by_peer) for kind, by_peer in self.rejected.items()},
-        }

@@ -210,6 +210,35 @@ def make_peer(letter: str, genesis: Record, settings: PeerSettings) -> Peer:
     return peer
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """What can be seen of a peer's place in the agreement."""
+
+    role: str
+    term: int
+    coordinator: str | None
+    height: int
+    certified: int
+    lineage: bytes
+    voters: tuple[str, ...]
+    outgoing: tuple[str, ...]
+    members: tuple[str, ...]
+
+
+def seen(peer: Peer) -> Seen:
+    voter, ledger, committee = peer.agreement.voter, peer.agreement.voter.ledger, peer.agreement.committee
+    return Seen(
+        str(voter.role) if voter.is_voter() else "member" if peer.is_member else "stranger",
+        voter.term,
+        voter.coordinator,
+        ledger.height,
+        ledger.certified,
+        ledger.hashes[ledger.certified],
+        committee.voters,
+        committee.outgoing,
+        peer.roster.members,
+    )
+
+
 def settings_of(
     letter: str, *, secret: bytes | None = SECRET, size: int = 7, rotation: int = 1000
 ) -> PeerSettings:
@@ -641,15 +670,15 @@ class World:
                 self.say(f"{letter} is down")
                 continue
             peer = machine.peer
-            status = peer.status(machine.clock)
+            status = seen(peer)
             ledger = peer.agreement.voter.ledger
-            voters = "".join(letter_of(p) for p in status["voters"])
-            outgoing = "".join(letter_of(p) for p in status["outgoing"])
+            voters = "".join(letter_of(p) for p in status.voters)
+            outgoing = "".join(letter_of(p) for p in status.outgoing)
             self.say(
-                f"{letter} {status['role']} term {status['term']} coordinator {letter_of(status['coordinator'])}"
+                f"{letter} {status.role} term {status.term} coordinator {letter_of(status.coordinator)}"
                 f" log {ledger.height}@{ledger.last.term} certified {ledger.certified}"
                 f" voters {voters}{' outgoing ' + outgoing if outgoing else ''}"
-                f" members {''.join(letter_of(p) for p in status['members'])}"
+                f" members {''.join(letter_of(p) for p in status.members)}"
                 + (" HALTED" if peer.halted else "")
                 + (" gone" if peer.left else "")
             )

@@ -197,10 +197,6 @@ class Setting:
         then(outcome, now)
         return True
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._then)
-
 
 def _ignore(outcome: Outcome, now: int) -> None:
     """A cancelled effect's outcome."""
