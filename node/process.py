@@ -52,7 +52,8 @@ from node.workload_loading import parse_spec
 from p2pcoord.consensus.record import Genesis
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.gossip.records import CapabilityProfile
-from p2pcoord.peer import Peer, PeerSettings, Restored
+from p2pcoord.peer import Peer
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import rules_of

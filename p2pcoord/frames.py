@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.voter import AnyFrame, Frame
+from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.rounds.attempt import Attempt, Result
+from p2pcoord.wire import decode
 
 
 class Life(Frame, frozen=True, tag="life"):
@@ -29,3 +33,11 @@ class Checked(Frame, frozen=True, tag="checked"):
 
 
 PeerFrame = AnyFrame | Life | Slot | Checked
+
+
+def decode_frames(frames: Iterable[bytes]) -> list[PeerFrame]:
+    """The frames of a log. Raises LocalError: the file was intact, so what does not decode was written by another program."""
+    try:
+        return [decode(frame, PeerFrame) for frame in frames]  # type: ignore[arg-type]  # a union is a type to msgspec
+    except RemoteError as error:
+        raise LocalError(f"the log holds what is no frame of this program: {error}") from error

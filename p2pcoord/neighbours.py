@@ -23,6 +23,7 @@ from p2pcoord.links import FULL_MESH, Links
 from p2pcoord.messages import AnyMessage, Append, AppendReply, ReachReply, ReachRequest
 from p2pcoord.outbox import Outbox
 from p2pcoord.rounds.participation import Roster
+from p2pcoord.work import LocalProgress
 
 # Members that an unreachable leaf names as those it can be probed through.
 MAX_LEAF_LINKS = 8
@@ -187,6 +188,27 @@ class Neighbours:
             self._outbox.send(asker, ReachReply(isinstance(outcome, Done) and outcome.value is True))
             return True
         return self.links is not None and self.links.complete(effect_id, outcome, now)
+
+    # What is told of this peer's own work
+
+    def tell(self, progress: LocalProgress | None, now: int) -> None:
+        """Gossips which version this peer holds, and what its last training came to (coalesced to every few seconds)."""
+        if self.gossip is None or progress is None:
+            return
+        self.gossip.update(
+            now,
+            last_sync=progress.version if progress.holds_state else self.gossip.book.draft.last_sync,
+            base_version=progress.version,
+            queue_length=progress.queue_length,
+            local_step=progress.steps,
+            local_loss=progress.loss,
+            gradient_norm=progress.gradient_norm,
+        )
+
+    def tell_step(self, before: LocalProgress | None, step: int, loss: float | None, now: int) -> None:
+        """A training under way has made so many steps since what was there before it."""
+        if self.gossip is not None:
+            self.gossip.update(now, local_step=(before.steps if before else 0) + step, local_loss=loss)
 
     # Time
 

@@ -1,13 +1,13 @@
 """The centre: one peer of a run, as a state machine without I/O.
 
     inputs    start, receive, complete, progress, tick, connected, disconnected, leave    each returns effects (`effects.py`)
-    reading   next_deadline, status                                                       change nothing
+    reading   next_deadline                                                               changes nothing
 
 `Peer` composes the agreement (`consensus/`), the roster of members and how peers come and go (`rounds/participation.py`,
-`rounds/admissions.py`), the peers around it (`neighbours.py`) and the work of the run (`Work`: the rounds). It gives every
-message to the part it is meant for, and is the edge at which a `RemoteError` stops: what a peer sent wrongly is counted by
-kind and by peer, and goes no further. Everything random is derived by hash from the entropy given at start and a purpose, so
-one more draw in one place moves nothing in another.
+`rounds/admissions.py`), the peers around it (`neighbours.py`), the coordinator's duty (`duty.py`) and the work of the run
+(`work.py`: the rounds). It gives every message to the part it is meant for, and is the edge at which a `RemoteError` stops:
+what a peer sent wrongly is counted by kind and by peer, and goes no further. Everything random is derived by hash from the
+entropy given at start and a purpose, so one more draw in one place moves nothing in another.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 from random import Random
-from typing import Any, Protocol
 
-import msgspec
-
+from p2pcoord.compaction import Compaction
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.batches import certified_from
 from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.ledger import Fork
 from p2pcoord.consensus.record import CommitteeChange, Members, Record, Round
-from p2pcoord.consensus.voter import Timing
+from p2pcoord.duty import Duty
 from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Checked, Life, PeerFrame, Slot
+from p2pcoord.frames import Checked, Life, PeerFrame, Slot, decode_frames
 from p2pcoord.gossip.gossip import Gossip
-from p2pcoord.gossip.records import CapabilityProfile, PeerRecord
+from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.identity import Authority
 from p2pcoord.messages import (
     AnyMessage,
@@ -42,11 +40,12 @@ from p2pcoord.messages import (
 )
 from p2pcoord.neighbours import Neighbours
 from p2pcoord.outbox import Outbox
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.admissions import Admissions, JoinSettings
 from p2pcoord.rounds.participation import MAX_NAME_LENGTH, Roster
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import Rules, Setting
-from p2pcoord.wire import decode
+from p2pcoord.work import Work
 
 # A tick this late means that the machine slept, not that the others did (architecture: effects).
 LATE_TICK_NS = 500_000_000
@@ -54,72 +53,12 @@ LATE_TICK_NS = 500_000_000
 # A member outside the committee that has heard of nothing new asks somebody this often whether it missed an announcement.
 CATCH_UP_INTERVAL_NS = 2_000_000_000
 
-# The coordinator looks at its committee this often; a change takes two certificates anyway.
-TEND_INTERVAL_NS = 500_000_000
-
-# While it waits for learners it looks more often: one that has all is ready for a moment only, until the next record.
-LEARNING_INTERVAL_NS = 50_000_000
-
 # Messages that one input may cause a peer to send itself; a round needs about ten.
 MAX_LOCAL_MESSAGES = 10_000
 
 # Rejected messages are counted for this many peers at most; the rest are counted together.
 MAX_COUNTED_PEERS = 1024
 OTHERS = "others"
-
-
-class Restored(msgspec.Struct, frozen=True):
-    """What an earlier life left: the log's frames (empty on the first start), the roots of the content on the disk, and
-    fresh entropy for this life."""
-
-    frames: tuple[bytes, ...]
-    entropy: bytes
-    contents: frozenset[bytes] = frozenset()
-
-
-class PeerSettings(msgspec.Struct, frozen=True):
-    """What this machine brings, and what the run agreed. `secret` is None in an open run."""
-
-    name: str
-    secret: bytes | None
-    committee_size: int = 7
-    rotation_rounds: int = 20
-    timing: Timing = Timing()
-    rules: Rules | None = None
-    """The run's rules for rounds; None when the owner gives the peer another `work`."""
-    gossip: bool = False
-    """Whether this peer gossips, probes and dials; False in tests of the agreement alone, where links are given."""
-    addresses: tuple[str, ...] = ()
-    """Multiaddrs at which others may reach this peer."""
-    bootstrap: tuple[str, ...] = ()
-    """Addresses (multiaddr or host:port) to dial while this peer knows nobody."""
-    profile: CapabilityProfile = CapabilityProfile()
-    program_version: str = ""
-    compact_after_bytes: int = 8 << 20
-    """The log is rewritten when it holds this much: a day of rounds of ten seconds, and half a second to read back."""
-    kept_bodies: int = 256
-    """Rounds whose bodies stay when the log is compacted: what metrics and history show after a restart, and what a member
-    that was away for an hour is told of."""
-    minimum_memory_bytes: int = 0
-    """What the run asks of a joiner's device."""
-    trusted: tuple[int, bytes] | None = None
-    """(height, record) that the inviter had certified: a chain without it is refused."""
-
-
-class Work(Protocol):
-    """What the agreement is for: makes rounds while this peer coordinates, and judges those of others."""
-
-    def check(self, record: Record, body: Round, now: int) -> str | None: ...
-    def certified(self, records: Sequence[Record], now: int) -> None: ...
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool: ...
-    def complete(self, effect_id: int, outcome: Outcome, now: int) -> None: ...
-    def progress(self, now: int) -> None: ...
-    def tick(self, now: int) -> None: ...
-    def next_deadline(self) -> int: ...
-    @property
-    def idle(self) -> bool: ...
-    @property
-    def reconfigurable(self) -> bool: ...
 
 
 class Peer:
@@ -138,13 +77,13 @@ class Peer:
         self.incarnation = 0
         self.agreement: Agreement
         self.admissions: Admissions
+        self.duty: Duty
         self.work: Work
         self._persists: dict[int, None] = {}
         self._catch_up_at = NEVER
-        self._tend_at = NEVER
         self._now = 0
         self._work_due = False
-        self._compact_above = 0
+        self._compaction: Compaction
 
     # Inputs
 
@@ -164,7 +103,7 @@ class Peer:
             check=self._check,
             certified=self._on_certified,
             see=self._see,
-            holds_state=lambda: not isinstance(self.work, Rounds) or self.work.participant.held,
+            holds_state=lambda: self.work.holds_state,
         )
         self.admissions = Admissions(
             self.authority,
@@ -179,9 +118,13 @@ class Peer:
                 settings.minimum_memory_bytes,
                 settings.addresses,
             ),
-            self._tend_soon,
+            lambda: self.duty.hasten(self._now),
         )
-        frames = _decoded(restored.frames)
+        self.duty = Duty(self.agreement, self.admissions, self.neighbours, settings.rotation_rounds)
+        self._compaction = Compaction(
+            self.agreement.voter, self.outbox, settings.compact_after_bytes, settings.kept_bodies
+        )
+        frames = decode_frames(restored.frames)
         self.outbox.written_bytes = sum(map(len, restored.frames))
         self.agreement.start([f for f in frames if not isinstance(f, Life | Slot | Checked)], now)
         self._begin_incarnation(1 + max((f.incarnation for f in frames if isinstance(f, Life)), default=0))
@@ -196,7 +139,8 @@ class Peer:
             self.work.certified(known, now)
         self.neighbours.follow(self.agreement.committee.everyone, now)
         self.admissions.wake(now)
-        self._catch_up_at = self._tend_at = now
+        self.duty.begin(now)
+        self._catch_up_at = now
         return self._finish(now)
 
     def _see(self, statement: SignedStatement) -> None:
@@ -225,26 +169,18 @@ class Peer:
     def _rounds(self, rules: Rules, frames: Sequence[PeerFrame], contents: frozenset[bytes]) -> Rounds:
         setting = Setting(
             self.authority,
-            self.agreement.voter,
+            self.agreement,
             self.roster,
             self.outbox,
             rules,
             incarnation=self.incarnation,
-            alive=self.neighbours.alive,
-            fit=self.neighbours.fit,
-            send=lambda peer, message: self.neighbours.send(peer, message, self._now),
-            between_rounds=self._between_rounds,
-            see=self.admissions.see,
-            exclude=self.admissions.exclude,
-            ask_records=self.agreement.catch_up.ask,
-            retry=self.agreement.following.retry,
-            link=lambda peer: self.neighbours.link(peer, self._now),
+            neighbours=self.neighbours,
+            admissions=self.admissions,
+            duty=self.duty,
         )
-        rounds = Rounds(setting, self.agreement)
-        slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
+        rounds = Rounds(setting)
         ledger = self.agreement.voter.ledger
-        checked = [frame for frame in frames if isinstance(frame, Checked)]
-        rounds.restore(ledger.records[: ledger.certified + 1], slots, checked, contents, self._now)
+        rounds.restore(ledger.records[: ledger.certified + 1], frames, contents, self._now)
         return rounds
 
     def receive(self, sender: str, data: bytes, now: int) -> list[Effect]:
@@ -284,7 +220,7 @@ class Peer:
                 self._halt(f"the log could not be written: {reason}")
         elif not self.neighbours.complete(effect_id, outcome, now):
             self.work.complete(effect_id, outcome, now)
-            self._tell_own_state(now)
+            self.neighbours.tell(self.work.local_progress(), now)
         return self._finish(now)
 
     def progress(
@@ -294,9 +230,8 @@ class Peer:
         if self.halted:
             return []
         self._now = now
-        if self.gossip is not None and step is not None:
-            before = self.work.participant.local_steps if isinstance(self.work, Rounds) else 0
-            self.gossip.update(now, local_step=before + step, local_loss=loss)
+        if step is not None:
+            self.neighbours.tell_step(self.work.local_progress(), step, loss, now)
         self.work.progress(now)
         return self._finish(now)
 
@@ -313,10 +248,7 @@ class Peer:
         self.neighbours.tick(self.agreement, now)
         self.admissions.tick(now)
         self._catch_up(now)
-        if self.agreement.replication.opened and now >= self._tend_at:
-            self._tend(now)
-            learning = bool(self.agreement.replication.learners)
-            self._tend_at = now + (LEARNING_INTERVAL_NS if learning else TEND_INTERVAL_NS)
+        self.duty.tick(self.work, now)
         self.work.tick(now)
         return self._finish(now)
 
@@ -327,8 +259,7 @@ class Peer:
         self.neighbours.on_connected(peer, now)
         self.admissions.wake(now)
         self._catch_up_at = min(self._catch_up_at, now)
-        if isinstance(self.work, Rounds):
-            self.work.connected(peer, now)
+        self.work.connected(peer, now)
         return self._finish(now)
 
     def disconnected(self, peer: str, now: int) -> list[Effect]:
@@ -354,9 +285,9 @@ class Peer:
             self.agreement.next_deadline(),
             self.neighbours.next_deadline(),
             self.admissions.next_deadline(),
+            self.duty.next_deadline(),
             self.work.next_deadline(),
             self._catch_up_at,
-            self._tend_at if self.agreement.replication.opened else NEVER,
         )
 
     @property
@@ -445,43 +376,11 @@ class Peer:
             answer = certified_from(self.agreement.voter.ledger, records[0].header.height)
             if answer is not None:
                 self.outbox.announce(answer, after=self.agreement.voter.term_persist)
-            self._tend_at = now
+            self.duty.begin(now)
         self.work.certified(records, now)
-        self._tell_own_state(now)
-        if self.outbox.written_bytes > max(self.settings.compact_after_bytes, self._compact_above):
-            self._compact()
-
-    def _compact(self) -> None:
-        """The log has grown: drop what a certified state makes superfluous, and begin a new file."""
-        voter = self.agreement.voter
-        certified = voter.ledger.records[: voter.ledger.certified + 1]
-        rounds = [record.header.height for record in certified if record.header.kind == "round"]
-        # Rounds are counted, not heights: after many elections at rest the newest round may lie far below the top.
-        height = rounds[-self.settings.kept_bodies] - 1 if len(rounds) >= self.settings.kept_bodies else 0
-        frames: list[msgspec.Struct] = [*voter.compacted_frames(height), Life(self.incarnation)]
-        if isinstance(self.work, Rounds):
-            frames += [Slot(header) for header in self.work.participant.slots.values()]
-            frames += self.work.participant.checked()
-        self.outbox.persist(frames, replace=True)
-        self.outbox.emit("compacted", height=max(height, 0), size_bytes=self.outbox.written_bytes)
-        # What cannot be dropped any more must not make every certificate rewrite the whole file.
-        self._compact_above = 2 * self.outbox.written_bytes
-
-    def _tell_own_state(self, now: int) -> None:
-        """Gossips which version this peer holds, and what its last training came to (coalesced to every few seconds)."""
-        if self.gossip is None or not isinstance(self.work, Rounds):
-            return
-        participant = self.work.participant
-        trained = participant.last_trained
-        self.gossip.update(
-            now,
-            last_sync=participant.version if participant.held else self.gossip.book.draft.last_sync,
-            base_version=participant.version,
-            queue_length=len(participant.plan.of(self.me)) if participant.plan else 0,
-            local_step=participant.local_steps,
-            local_loss=trained.loss if trained else None,
-            gradient_norm=trained.norm if trained else None,
-        )
+        self.neighbours.tell(self.work.local_progress(), now)
+        if self._compaction.due:
+            self._compaction.compact([Life(self.incarnation), *self.work.frames()])
 
     def _tell(self, record: Record) -> None:
         body = record.body
@@ -507,33 +406,6 @@ class Peer:
             if source:
                 self.agreement.catch_up.ask(source, now)
 
-    # The coordinator's care for who is in
-
-    def _tend_soon(self) -> None:
-        self._tend_at = min(self._tend_at, self._now)
-
-    def _tend(self, now: int) -> None:
-        """Members first, then the committee, then the duty itself; each waits for the record of the one before."""
-        agreement = self.agreement
-        if not self.work.reconfigurable:
-            return
-        pending = self.admissions.pending()
-        if pending is not None and agreement.voter.ledger.certified == agreement.voter.ledger.height:
-            agreement.propose(pending)
-            return
-        gone = self.admissions.gone()
-        candidates = self.neighbours.voter_candidates({*agreement.committee.everyone, *gone})
-        agreement.tend_committee(candidates, gone, now)
-        due = 0 < self.settings.rotation_rounds <= agreement.rounds_in_term()
-        if self.work.idle and (due or self.admissions.leaving):
-            agreement.rotate(now)
-
-    def _between_rounds(self, now: int) -> bool:
-        """Whoever waits between rounds has its turn; False when no round may begin after it: whoever leaves hands over first,
-        and a learner cannot catch up with rounds that follow each other faster than its answers."""
-        self._tend(now)
-        return not self.admissions.leaving
-
     # Ends
 
     def _on_neighbours_changed(self) -> None:
@@ -558,31 +430,3 @@ class Peer:
         effects = self.outbox.take()
         self._persists.update((effect.id, None) for effect in effects if isinstance(effect, Persist))
         return effects
-
-    def status(self, now: int) -> dict[str, Any]:
-        """A pure read of what this peer knows; docs/protocol.md lists the fields."""
-        voter, ledger = self.agreement.voter, self.agreement.voter.ledger
-        committee = self.agreement.committee
-        return {
-            "peer_id": self.me,
-            "name": self.settings.name,
-            "role": str(voter.role) if voter.is_voter() else "member" if self.is_member else "stranger",
-            "term": voter.term,
-            "coordinator": voter.coordinator,
-            "height": ledger.height,
-            "certified": ledger.certified,
-            "lineage": ledger.hashes[ledger.certified].hex(),
-            "voters": list(committee.voters),
-            "outgoing": list(committee.outgoing),
-            "quorum_held": self.agreement.quorum_held(now),
-            "members": list(self.roster.members),
-            "rejected": {kind: dict(by_peer) for kind, by_peer in self.rejected.items()},
-        }
-
-
-def _decoded(frames: Sequence[bytes]) -> list[PeerFrame]:
-    """Raises LocalError: the log file was intact, so what does not decode was written by another program."""
-    try:
-        return [decode(frame, PeerFrame) for frame in frames]  # type: ignore[arg-type]  # a union is a type to msgspec
-    except RemoteError as error:
-        raise LocalError(f"the log holds what is no frame of this program: {error}") from error

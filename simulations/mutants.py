@@ -22,7 +22,7 @@ from p2pcoord.consensus.statements import Acknowledgement, Certificate, certific
 from p2pcoord.consensus.voter import AnyFrame, Certified, Standing, Voter, proof_term
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import AppendReply, TermProof
-from p2pcoord.rounds.participant import Participant
+from p2pcoord.rounds.summing import Summing
 from simulations.machine import Machine
 from simulations.world import World
 
@@ -140,18 +140,18 @@ def unsigned_proof() -> AbstractContextManager[None]:
 def mixed_attempts() -> AbstractContextManager[None]:
     """A partial sum is taken for its sender's, whatever attempt it was made for: one of an earlier attempt at the round
     stands in for the child that has not sent its own yet, with the contributors of then."""
-    gather = Participant._gather
+    gather = Summing.gather
 
-    def mixing(self: Participant, now: int) -> None:
-        entry = self._attempts.get(self._current)
+    def mixing(self: Summing, now: int) -> None:
+        entry = self.book.current
         if entry is not None and self.setting.me in entry.attempt.tree:
-            for earlier in self._attempts.values():
+            for earlier in self.book.entries():
                 for child in entry.attempt.tree.children(self.setting.me):
                     if child in earlier.partials and entry.attempt.sends_partial(child):
                         entry.partials.setdefault(child, earlier.partials[child])
         gather(self, now)
 
-    return patched((Participant, "_gather", mixing))
+    return patched((Summing, "gather", mixing))
 
 
 MUTANTS: dict[str, Mutant] = {

@@ -55,7 +55,7 @@ def state_of(parent: bytes, version: int, attempt: bytes, contributors: Iterable
 
 
 class SteadyWork:
-    """peer.Work for one peer."""
+    """work.Work for one peer."""
 
     def __init__(self, peer: Peer, situation: Situation, settings: WorkSettings = STEADY) -> None:
         self._peer = peer
@@ -66,7 +66,7 @@ class SteadyWork:
         self._arrivals: dict[bytes, int] = {}
         """State -> when its bytes are here (0: they are)."""
 
-    # peer.Work
+    # work.Work
 
     def check(self, record: Record, body: Round, now: int) -> str | None:
         version, state = self._last_in_log(record.header.height)
@@ -102,6 +102,9 @@ class SteadyWork:
     def progress(self, now: int) -> None:
         pass
 
+    def connected(self, peer: str, now: int) -> None:
+        pass
+
     def tick(self, now: int) -> None:
         if any(0 < at <= now for at in self._arrivals.values()):
             self._arrivals = {state: 0 if at <= now else at for state, at in self._arrivals.items()}
@@ -124,6 +127,16 @@ class SteadyWork:
     @property
     def reconfigurable(self) -> bool:
         return self.idle
+
+    @property
+    def holds_state(self) -> bool:
+        return True
+
+    def local_progress(self) -> None:
+        return None
+
+    def frames(self) -> Sequence[msgspec.Struct]:
+        return ()
 
     # Making
 

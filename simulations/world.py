@@ -48,10 +48,12 @@ from p2pcoord.effects import (
 from p2pcoord.errors import LocalError
 from p2pcoord.identity import Authority
 from p2pcoord.messages import AnyMessage
-from p2pcoord.peer import Peer, PeerSettings, Restored, Work
+from p2pcoord.peer import Peer
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import Rules
+from p2pcoord.work import Work
 from simulations.clock import Clock
 from simulations.disk import Disk
 from simulations.invariants import Invariants

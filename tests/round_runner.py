@@ -24,6 +24,8 @@ from pathlib import Path
 
 import msgspec
 
+from p2pcoord.aggregation.contribution import ContributionHeader
+from p2pcoord.consensus.record import Round
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import (
     Adopt,
@@ -52,9 +54,11 @@ from p2pcoord.effects import (
     Validated,
 )
 from p2pcoord.messages import AttemptMessage, PlanMessage, decode_message
-from p2pcoord.peer import Peer, Restored
+from p2pcoord.peer import Peer
+from p2pcoord.peer_settings import Restored
 from p2pcoord.rounds.coordinator import RoundCoordinator
 from p2pcoord.rounds.participant import Participant
+from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.synchronization.bsp import StragglerPolicy
 from p2pcoord.wire import encode
@@ -114,6 +118,16 @@ class RoundWorld(World):
 
     def participant(self, letter: str) -> Participant:
         return self.rounds(letter).participant
+
+    def rejected(self, letter: str) -> dict[str, int]:
+        """What a peer rejected so far, by kind."""
+        return {kind: sum(by.values()) for kind, by in self.peer(letter).rejected.items()}
+
+    def commits(self, letter: str) -> list[Round]:
+        """The rounds that a peer holds certified."""
+        ledger = self.peer(letter).agreement.voter.ledger
+        bodies = [record.body for record in ledger.records[: ledger.certified + 1]]
+        return [body for body in bodies if isinstance(body, Round)]
 
     def messages(
         self, kind: type[msgspec.Struct], source: str = "", target: str = ""
@@ -379,6 +393,31 @@ def started(*words: str, begin: str = "A") -> RoundWorld:
     return world
 
 
+def holding(*holds: str, options: str = "A B C") -> RoundWorld:
+    """Likewise, with work held back (as in `hold`) from the beginning."""
+    world = RoundWorld()
+    world.execute("committee " + options)
+    for hold in holds:
+        world.execute("hold " + hold)
+    world.execute("begin A")
+    return world
+
+
+def collecting() -> RoundWorld:
+    """A, B and C have a plan; nobody has finished."""
+    world = holding("A train", "B train", "C train")
+    assert world.coordinator("A").phase is Phase.LOCAL_TRAINING
+    return world
+
+
+def header(world: RoundWorld, letter: str, assignment: int, **changes: object) -> ContributionHeader:
+    """What a liar may sign for the round under way."""
+    content = ContentRef(bytes([assignment]) * 32, world.rules.contribution_bytes)
+    base = world.rules.state_zero.root
+    said = ContributionHeader(1, assignment, 1, peer_id(letter), base, content, 10, 3, 0.5, 1.0, 7)
+    return authority_of(letter).sign(msgspec.structs.replace(said, **changes))
+
+
 def play(blocks: Sequence[Block]) -> list[Block]:
     """The blocks with what the commands really print."""
     world = RoundWorld()
@@ -399,4 +438,4 @@ def scripts() -> list[Path]:
     return sorted((Path(__file__).parent / "scripts" / "rounds").glob("*.txt"))
 
 
-__all__ = ["LETTERS", "RoundWorld", "play", "scripts", "started"]
+__all__ = ["LETTERS", "RoundWorld", "collecting", "header", "holding", "play", "scripts", "started"]

@@ -102,7 +102,8 @@ from p2pcoord.messages import (
     Votes,
     decode_message,
 )
-from p2pcoord.peer import LATE_TICK_NS, Peer, PeerSettings, Restored
+from p2pcoord.peer import LATE_TICK_NS, Peer
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 
@@ -177,6 +178,9 @@ class ScriptedWork:
     def progress(self, now: int) -> None:
         pass
 
+    def connected(self, peer: str, now: int) -> None:
+        pass
+
     def tick(self, now: int) -> None:
         pass
 
@@ -191,12 +195,51 @@ class ScriptedWork:
     def reconfigurable(self) -> bool:
         return self.tended
 
+    @property
+    def holds_state(self) -> bool:
+        return True
+
+    def local_progress(self) -> None:
+        return None
+
+    def frames(self) -> Sequence[msgspec.Struct]:
+        return ()
+
 
 def make_peer(letter: str, genesis: Record, settings: PeerSettings) -> Peer:
     """The one place where scripts and tests build a peer."""
     peer = Peer(authority_of(letter), genesis, settings)
     peer.work = ScriptedWork()
     return peer
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What can be seen of a peer's place in the agreement."""
+
+    role: str
+    term: int
+    coordinator: str | None
+    height: int
+    certified: int
+    lineage: bytes
+    voters: tuple[str, ...]
+    outgoing: tuple[str, ...]
+    members: tuple[str, ...]
+
+
+def seen(peer: Peer) -> Seen:
+    voter, ledger, committee = peer.agreement.voter, peer.agreement.voter.ledger, peer.agreement.committee
+    return Seen(
+        str(voter.role) if voter.is_voter() else "member" if peer.is_member else "stranger",
+        voter.term,
+        voter.coordinator,
+        ledger.height,
+        ledger.certified,
+        ledger.hashes[ledger.certified],
+        committee.voters,
+        committee.outgoing,
+        peer.roster.members,
+    )
 
 
 def settings_of(
@@ -630,15 +673,15 @@ class World:
                 self.say(f"{letter} is down")
                 continue
             peer = machine.peer
-            status = peer.status(machine.clock)
+            status = seen(peer)
             ledger = peer.agreement.voter.ledger
-            voters = "".join(letter_of(p) for p in status["voters"])
-            outgoing = "".join(letter_of(p) for p in status["outgoing"])
+            voters = "".join(letter_of(p) for p in status.voters)
+            outgoing = "".join(letter_of(p) for p in status.outgoing)
             self.say(
-                f"{letter} {status['role']} term {status['term']} coordinator {letter_of(status['coordinator'])}"
+                f"{letter} {status.role} term {status.term} coordinator {letter_of(status.coordinator)}"
                 f" log {ledger.height}@{ledger.last.term} certified {ledger.certified}"
                 f" voters {voters}{' outgoing ' + outgoing if outgoing else ''}"
-                f" members {''.join(letter_of(p) for p in status['members'])}"
+                f" members {''.join(letter_of(p) for p in status.members)}"
                 + (" HALTED" if peer.halted else "")
                 + (" gone" if peer.left else "")
             )

@@ -4,8 +4,8 @@ import pytest
 
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.content import ContentRef
-from p2pcoord.errors import RemoteError
-from p2pcoord.frames import Life, PeerFrame, Slot
+from p2pcoord.errors import LocalError, RemoteError
+from p2pcoord.frames import Life, PeerFrame, Slot, decode_frames
 from p2pcoord.wire import decode, encode
 from tests.script_runner import authority_of, peer_id
 
@@ -27,3 +27,10 @@ def test_a_slot_read_back_still_proves_who_signed_it() -> None:
 def test_a_frame_of_another_kind_is_refused() -> None:
     with pytest.raises(RemoteError):
         decode(encode(["death", 3]), PeerFrame)  # type: ignore[arg-type]
+
+
+def test_a_log_that_another_program_wrote_is_refused() -> None:
+    written = [encode(Life(3)), encode(Slot(HEADER))]
+    assert decode_frames(written) == [Life(3), Slot(HEADER)]
+    with pytest.raises(LocalError):
+        decode_frames([*written, encode(["death", 3])])

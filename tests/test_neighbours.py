@@ -20,7 +20,8 @@ from p2pcoord.messages import (
 )
 from p2pcoord.neighbours import MAX_LEAF_LINKS, Neighbours
 from p2pcoord.outbox import Outbox
-from p2pcoord.peer import Peer, PeerSettings, Restored
+from p2pcoord.peer import Peer
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.participation import Roster
 from p2pcoord.wire import encode
 from tests.script_runner import SECRET, ScriptedWork, authority_of, frames_of, history, peer_id

@@ -40,7 +40,8 @@ from p2pcoord.messages import (
     Votes,
     decode_message,
 )
-from p2pcoord.peer import MAX_COUNTED_PEERS, OTHERS, Peer, Restored
+from p2pcoord.peer import MAX_COUNTED_PEERS, OTHERS, Peer
+from p2pcoord.peer_settings import Restored
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 from tests.script_runner import (
@@ -55,6 +56,7 @@ from tests.script_runner import (
     make_peer,
     peer_id,
     scripted_round,
+    seen,
     settings_of,
 )
 
@@ -120,13 +122,13 @@ def elected(voters: str = "ABC") -> tuple[Peer, int]:
 @given(st.lists(st.binary(max_size=300), max_size=4))
 def test_garbage_is_counted_and_does_nothing_else(garbage: list[bytes]) -> None:
     peer = PEERS["A"]
-    before = peer.status(0) | {"rejected": None}
+    before = seen(peer)
     total = sum(counted(peer).values())
     for data in garbage:
         effects = peer.receive(B, data, 0)
         assert all(isinstance(effect, Emit) and effect.event == "rejected" for effect in effects)
     assert sum(counted(peer).values()) == total + len(garbage)
-    assert peer.status(0) | {"rejected": None} == before
+    assert seen(peer) == before
 
 
 PEERS = {"A": started()}
@@ -174,11 +176,11 @@ def test_a_damaged_message_never_raises_and_never_moves_a_term_or_a_certificate(
     peer = started(target)
     peer.receive(peer_id(source), bytes(damaged), 0)
     if bytes(damaged) != original:
-        status = peer.status(0)
+        status = seen(peer)
         honest = started(target)
         honest.receive(peer_id(source), original, 0)
-        assert status["certified"] in (4, honest.status(0)["certified"])
-        assert status["term"] in (1, honest.status(0)["term"])
+        assert status.certified in (4, seen(honest).certified)
+        assert status.term in (1, seen(honest).term)
 
 
 @settings(max_examples=100)
@@ -200,7 +202,7 @@ def test_rejections_are_counted_by_kind_and_by_peer_and_bounded() -> None:
     assert by_peer["peer 0"] == 2
     assert by_peer[OTHERS] == 10
     assert len(by_peer) == MAX_COUNTED_PEERS + 1
-    assert peer.status(0)["rejected"]["malformed"]["peer 0"] == 2
+    assert peer.rejected["malformed"]["peer 0"] == 2
 
 
 # Lies
@@ -313,15 +315,15 @@ def next_record(records: list[Record], height: int = 5) -> Record:
 def test_a_lie_is_counted_and_changes_nothing(case: str) -> None:
     kind, sender, message = lies()[case]
     peer = started("A")
-    before = peer.status(0) | {"rejected": None}
+    before = seen(peer)
     effects = peer.receive(sender, encode(message), 0)
     assert peer.rejected == {kind: {sender: 1}}
     assert not any(isinstance(reply, PreVoteReply | VoteReply | AppendReply) for reply in sent(effects))
-    after = peer.status(0) | {"rejected": None}
+    after = seen(peer)
     if case != "another's votes":  # whose term is proven, whoever shows it
         assert after == before
         assert not any(isinstance(effect, Persist) for effect in effects)
-    assert after["certified"] == before["certified"]
+    assert after.certified == before.certified
 
 
 def test_who_is_no_member_gets_no_records() -> None:
@@ -339,9 +341,9 @@ def test_grants_and_votes_that_are_not_the_sender_s_own_count_for_nothing() -> N
     peer.receive(B, encode(PreVoteReply(2, authority_of("B").sign(Grant(2, C, B)))), now)
     peer.receive(B, encode(PreVoteReply(2, msgspec.structs.replace(grant, voter=B))), now)
     assert counted(peer) == {"bad_grant": 2, "bad_signature": 1}
-    assert peer.status(now)["term"] == 1
+    assert seen(peer).term == 1
     written(peer, peer.receive(C, encode(PreVoteReply(2, grant)), now), now)
-    assert peer.status(now)["role"] == "candidate"
+    assert seen(peer).role == "candidate"
 
     last = peer.agreement.voter.ledger.hashes[-1]
     vote = authority_of("C").sign(Vote(2, A, last, C))
@@ -349,9 +351,9 @@ def test_grants_and_votes_that_are_not_the_sender_s_own_count_for_nothing() -> N
     peer.receive(B, encode(VoteReply(2, authority_of("B").sign(Vote(2, A, b"other", B)))), now)
     peer.receive(B, encode(VoteReply(2, msgspec.structs.replace(vote, voter=B))), now)
     assert counted(peer) == {"bad_grant": 2, "bad_signature": 2, "bad_vote": 2}
-    assert peer.status(now)["role"] == "candidate"
+    assert seen(peer).role == "candidate"
     written(peer, peer.receive(C, encode(VoteReply(2, vote)), now), now)
-    assert peer.status(now)["role"] == "coordinator"
+    assert seen(peer).role == "coordinator"
 
 
 def test_a_stranger_s_replies_leave_no_trace_at_the_coordinator() -> None:
@@ -401,7 +403,7 @@ def voter_with_an_uncertified_round() -> tuple[World, Peer]:
         world.execute(command)
     voter = world.machines["B"].peer
     assert voter is not None
-    assert voter.status(0)["height"] == 6
+    assert seen(voter).height == 6
     return world, voter
 
 
@@ -470,13 +472,13 @@ def test_a_committee_of_strangers_is_not_acknowledged_and_what_was_begun_can_be_
 def test_the_coordinator_proposes_only_what_voters_accept() -> None:
     """A record that every voter refuses would stay uncertified, and nothing could be ordered after it."""
     peer, now = elected()
-    height = peer.status(now)["height"]
+    height = seen(peer).height
     peer.admissions._farewells[D] = authority_of("D").sign(Farewell(D, 3))
     peer.admissions._joiners[D] = Admission(D, "x" * 100, join_proof(SECRET, RUN, D))
     for _ in range(5):
         now = max(peer.next_deadline(), now)
         written(peer, peer.tick(now), now)
-    assert peer.status(now)["height"] == height
+    assert seen(peer).height == height
 
 
 # Persist, then speak
@@ -541,11 +543,11 @@ def test_a_request_for_votes_waits_for_the_candidate_s_own_vote() -> None:
 
 def test_the_completion_of_an_unknown_effect_is_ignored() -> None:
     peer = started()
-    before = peer.status(0)
+    before = seen(peer)
     for effect_id in (0, 1, 17, 1 << 40):
         for outcome in (Done(), Failed("no"), Cancelled()):
             assert peer.complete(effect_id, outcome, 0) == []
-    assert peer.status(0) == before
+    assert seen(peer) == before
     assert not peer.halted
 
 
@@ -601,11 +603,11 @@ def test_a_log_that_is_another_s_or_contradicts_itself_is_refused(spoil: object)
 
 def test_a_peer_goes_on_from_its_log() -> None:
     peer = started("B")
-    status = peer.status(0)
-    assert (status["height"], status["certified"], status["term"]) == (4, 4, 1)
-    assert status["voters"] == [A, B, C]
-    assert status["members"] == [A, B, C]
-    assert status["role"] == "follower"
+    status = seen(peer)
+    assert (status.height, status.certified, status.term) == (4, 4, 1)
+    assert status.voters == (A, B, C)
+    assert status.members == (A, B, C)
+    assert status.role == "follower"
 
 
 def test_entropy_and_purpose_decide_every_random_draw() -> None:
@@ -619,8 +621,8 @@ def test_a_transfer_to_another_or_of_another_term_is_too_late_and_no_fault() -> 
     peer, now = elected()
     for transfer in (Transfer(1, A, B), Transfer(2, B, C), Transfer(2, B, A)):
         peer.receive(B, encode(TransferRequest(authority_of("B").sign(transfer))), now)
-    assert peer.status(now)["role"] == "coordinator"
-    assert peer.status(now)["term"] == 2
+    assert seen(peer).role == "coordinator"
+    assert seen(peer).term == 2
 
 
 def test_an_acknowledgement_of_another_record_is_counted() -> None:
@@ -630,7 +632,7 @@ def test_an_acknowledgement_of_another_record_is_counted() -> None:
     ack = authority_of("B").sign(Acknowledgement(2, 6, b"r" * 32, B))
     peer.receive(B, encode(AppendReply(2, True, 6, 5, (ack,))), now)
     assert counted(peer) == {"bad_ack": 1}
-    assert peer.status(now)["certified"] == 5
+    assert seen(peer).certified == 5
 
 
 def test_a_remote_error_knows_its_kind() -> None:

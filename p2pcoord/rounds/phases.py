@@ -45,7 +45,8 @@ FOLLOWS: dict[Phase, frozenset[Phase]] = {
 }
 """From a phase to those that may come next; from anywhere to initialization when the plan as a whole failed."""
 
-RECONFIGURABLE = frozenset(
-    {Phase.INITIALIZATION, Phase.TASK_DISTRIBUTION, Phase.LOCAL_TRAINING, Phase.GRADIENT_COLLECTION}
-)
+COLLECTING = frozenset({Phase.TASK_DISTRIBUTION, Phase.LOCAL_TRAINING, Phase.GRADIENT_COLLECTION})
+"""Phases in which the plan may be revised and contributions are taken."""
+
+RECONFIGURABLE = COLLECTING | {Phase.INITIALIZATION}
 """Phases in which records other than the round's may be ordered: nothing of the round rests on the committee yet."""

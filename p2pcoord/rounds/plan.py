@@ -6,7 +6,7 @@ index of the assignment that it replaces and another member, and an (origin roun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -44,6 +44,11 @@ class Plan(Statement, frozen=True, tag="plan"):
     @property
     def rank(self) -> tuple[int, int, int]:
         return self.version, self.term, self.revision
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Each once, in order of assignments."""
+        return tuple(dict.fromkeys(assignment.member for assignment in self.assignments))
 
     def of(self, member: str) -> tuple[Assignment, ...]:
         return tuple(assignment for assignment in self.assignments if assignment.member == member)
@@ -88,3 +93,24 @@ def split(length: int, parts: int) -> list[Ranges]:
 def replaced(assignments: Sequence[Assignment], index: int, member: str) -> tuple[Assignment, ...]:
     """The assignments with the one of this index given to `member`."""
     return tuple(msgspec.structs.replace(a, member=member) if a.index == index else a for a in assignments)
+
+
+def least_loaded(
+    assignments: Sequence[Assignment], candidates: Sequence[str], finished: Container[int]
+) -> str:
+    """The first of the candidates that have the fewest assignments to finish yet. `finished` are indices."""
+    load = dict.fromkeys(candidates, 0)
+    for assignment in assignments:
+        if assignment.member in load and assignment.index not in finished:
+            load[assignment.member] += 1
+    return min(load, key=load.__getitem__)
+
+
+def inherited(plan: Plan, living: Sequence[str], finished: Container[int]) -> tuple[Assignment, ...]:
+    """An earlier coordinator's assignments; those whose member is gone and that nobody finished go to others."""
+    assignments = plan.assignments
+    for assignment in plan.assignments:
+        if assignment.index not in finished and assignment.member not in living:
+            substitute = least_loaded(assignments, living, finished)
+            assignments = replaced(assignments, assignment.index, substitute)
+    return assignments

@@ -5,45 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from p2pcoord.aggregation.contribution import ContributionHeader
-from p2pcoord.consensus.agreement import Agreement
+import msgspec
+
 from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.record import Record, Round
 from p2pcoord.effects import Outcome
-from p2pcoord.frames import Checked
-from p2pcoord.messages import (
-    AnyMessage,
-    AttemptMessage,
-    AttemptRequest,
-    Obstacle,
-    Offering,
-    PartialMessage,
-    PlanAccepted,
-    PlanMessage,
-    Progress,
-    Reoffer,
-    Reoffered,
-    Report,
-    ResultMessage,
-    Share,
-    TrainingFailed,
-)
+from p2pcoord.frames import Checked, PeerFrame, Slot
+from p2pcoord.messages import AnyMessage
 from p2pcoord.metrics.training_metrics import MetricsRing
 from p2pcoord.rounds.coordinator import RoundCoordinator
 from p2pcoord.rounds.participant import Participant
 from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import StateTracker
+from p2pcoord.work import LocalProgress
 
 
 class Rounds:
-    """Messages, certified records and time, given to the participant and to the coordinator of the rounds."""
+    """Messages, certified records and time, given to the participant and to the coordinator of the rounds (`work.Work`)."""
 
-    def __init__(self, setting: Setting, agreement: Agreement) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.agreement = agreement
+        self.agreement = setting.agreement
         self.participant = Participant(setting)
-        self.coordinator = RoundCoordinator(setting, agreement.replication, self.participant)
+        self.coordinator = RoundCoordinator(setting, self.participant)
         self.tracker = StateTracker(setting.rules.state_zero.root)
         self.metrics = MetricsRing()
         self.last_record: Record | None = None
@@ -51,20 +36,21 @@ class Rounds:
     def restore(
         self,
         records: Sequence[Record],
-        slots: dict[tuple[int, int], ContributionHeader],
-        checked: Sequence[Checked],
+        frames: Sequence[PeerFrame],
         contents: frozenset[bytes],
         now: int,
     ) -> None:
-        """Goes on from what an earlier life certified, signed and stored."""
+        """Goes on from what an earlier life certified, signed (`frames` of the log) and stored."""
         for record in records:
             if isinstance(record.body, Round):
-                self._follow(record, record.body, now)
+                self._follow(record, record.body)
+        slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
+        checked = [frame for frame in frames if isinstance(frame, Checked)]
         self.participant.restore(slots, checked, contents)
         self.participant.settle(now)
 
-    def _follow(self, record: Record, body: Round, now: int) -> None:
-        self.participant.certified(body, now)
+    def _follow(self, record: Record, body: Round) -> None:
+        self.participant.certified(body)
         self.tracker.certified(body)
         self.metrics.certified(body)
         self.last_record = record
@@ -72,13 +58,13 @@ class Rounds:
     # Work
 
     def check(self, record: Record, body: Round, now: int) -> str | None:
-        return self.participant.check(record, body, now)
+        return self.participant.judge.check(record, body, now)
 
     def certified(self, records: Sequence[Record], now: int) -> None:
         rounds = [record for record in records if isinstance(record.body, Round)]
         for record in rounds:
             assert isinstance(record.body, Round)
-            self._follow(record, record.body, now)
+            self._follow(record, record.body)
             self._tell(record)
         self.participant.settle(now)
         if rounds and self.coordinator.active:
@@ -102,46 +88,9 @@ class Rounds:
             )
 
     def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
-        participant, coordinator = self.participant, self.coordinator
-        match message:
-            case PlanMessage():
-                participant.on_plan(sender, message, now)
-            case PlanAccepted():
-                coordinator.on_plan_accepted(sender, message, now)
-            case Offering():
-                coordinator.on_offering(sender, message, now)
-            case TrainingFailed():
-                coordinator.on_training_failed(sender, message, now)
-            case Reoffer():
-                participant.on_reoffer(sender, message, now)
-            case Reoffered():
-                coordinator.on_reoffered(sender, message, now)
-            case AttemptMessage():
-                participant.on_attempt(sender, message, now)
-            case AttemptRequest():
-                answer = participant.attempt_message(message.attempt)
-                if answer is not None:
-                    self.setting.send(sender, answer)
-                    result = participant.result_of(message.attempt)
-                    if result is not None:
-                        self.setting.send(sender, ResultMessage(result))
-            case PartialMessage():
-                participant.on_partial(sender, message, now)
-                coordinator.on_partial(sender, message, now)
-            case ResultMessage():
-                participant.on_result(sender, message, now)
-                coordinator.on_result(sender, message, now)
-            case Obstacle():
-                coordinator.on_obstacle(sender, message, now)
-            case Progress():
-                coordinator.on_progress(sender, message, now)
-            case Report():
-                coordinator.on_report(sender, message, now)
-            case Share():
-                coordinator.on_share(sender, message, now)
-            case _:
-                return False
-        return True
+        """To both sides: a partial sum and a result are of interest to a member and to the coordinator."""
+        to_member = self.participant.receive(sender, message, now)
+        return self.coordinator.receive(sender, message, now) or to_member
 
     def complete(self, effect_id: int, outcome: Outcome, now: int) -> None:
         self.setting.complete(effect_id, outcome, now)
@@ -171,6 +120,25 @@ class Rounds:
     @property
     def reconfigurable(self) -> bool:
         return self.coordinator.reconfigurable
+
+    @property
+    def holds_state(self) -> bool:
+        return self.participant.held
+
+    def local_progress(self) -> LocalProgress:
+        training = self.participant.training
+        last, plan = training.last, training.plan
+        return LocalProgress(
+            self.participant.version,
+            self.participant.held,
+            len(plan.of(self.setting.me)) if plan else 0,
+            training.local_steps,
+            last.loss if last else None,
+            last.norm if last else None,
+        )
+
+    def frames(self) -> Sequence[msgspec.Struct]:
+        return self.participant.frames()
 
     @property
     def over(self) -> bool:

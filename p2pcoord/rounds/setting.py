@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from p2pcoord.aggregation.mean import Mean
+from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.record import Exclusion, Genesis
 from p2pcoord.consensus.statements import Header
-from p2pcoord.consensus.voter import Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Cancel, Effect, Outcome
 from p2pcoord.errors import LocalError
@@ -77,54 +78,93 @@ def rules_of(config: RunConfig, pins: WorkloadPins, genesis: Genesis) -> Rules:
     )
 
 
+class Others(Protocol):
+    """The other peers, as rounds see them (`neighbours.py`)."""
+
+    def alive(self, peer: str) -> bool:
+        """Whether a peer is not known to be gone, by what the detectors know now: its work is waited for."""
+        ...
+
+    def fit(self, peer: str) -> bool:
+        """Whether it is alive beyond suspicion and can be reached: new work, and bytes, may rest on it."""
+        ...
+
+    def link(self, peer: str, now: int) -> bool:
+        """Whether there is a connection to it; if not, it is dialled."""
+        ...
+
+    def send(self, peer: str, message: msgspec.Struct, now: int) -> None: ...
+
+
+class Exclusions(Protocol):
+    """Who is put out, and why (`admissions.py`)."""
+
+    def see(self, statement: SignedStatement) -> None:
+        """A statement was checked: it may be evidence together with another."""
+        ...
+
+    def exclude(self, exclusion: Exclusion) -> None: ...
+
+
+class Interruptible(Protocol):
+    """What a coordinator is at, besides its care for members and committee."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is lost by handing the duty over now."""
+        ...
+
+    @property
+    def reconfigurable(self) -> bool:
+        """Records other than its own may be ordered now."""
+        ...
+
+
+class Care(Protocol):
+    """The coordinator's care for members, committee and rotation (`duty.py`)."""
+
+    def between_rounds(self, rounds: Interruptible, now: int) -> bool:
+        """Has its turn: what it orders is certified before the next round. False: no round may begin now."""
+        ...
+
+
 Then = Callable[[Outcome, int], None]
 
 
 class Setting:
-    """This peer's place: identity, log, roster, outbox, and its effects in flight."""
+    """This peer's place: identity, log, roster, outbox, the other peers, and its effects in flight."""
 
     def __init__(
         self,
         authority: Authority,
-        voter: Voter,
+        agreement: Agreement,
         roster: Roster,
         outbox: Outbox,
         rules: Rules,
         *,
         incarnation: int,
-        alive: Callable[[str], bool],
-        fit: Callable[[str], bool],
-        send: Callable[[str, msgspec.Struct], None],
-        between_rounds: Callable[[int], bool],
-        see: Callable[[SignedStatement], None],
-        exclude: Callable[[Exclusion], None],
-        ask_records: Callable[[str, int], None],
-        retry: Callable[[int], None],
-        link: Callable[[str], bool] = lambda peer: True,
+        neighbours: Others,
+        admissions: Exclusions,
+        duty: Care,
     ) -> None:
         self.authority = authority
         self.me = authority.peer_id
-        self.voter = voter
+        self.agreement = agreement
+        self.voter = agreement.voter
+        self.replication = agreement.replication
         self.roster = roster
         self.outbox = outbox
         self.rules = rules
         self.incarnation = incarnation
-        self.alive = alive
-        """Whether a peer is not known to be gone, by what the detectors know now: its work is waited for."""
-        self.fit = fit
-        """Whether it is alive beyond suspicion and can be reached: new work, and bytes, may rest on it."""
-        self.send = send
-        self.between_rounds = between_rounds
-        """The coordinator's care for members, committee and rotation; what it orders is certified before the next round."""
-        self.see = see
-        """A statement was checked: it may be evidence together with another."""
-        self.exclude = exclude
-        self.ask_records = ask_records
-        self.retry = retry
-        """Something that a check waited for has come."""
-        self.link = link
-        """Whether there is a connection to a peer; if not, it is dialled."""
+        self.neighbours = neighbours
+        self.admissions = admissions
+        self.duty = duty
         self._then: dict[int, Then] = {}
+
+    @property
+    def coordinator(self) -> str:
+        """Who opened the newest term in this peer's log."""
+        return self.newest_opening.coordinator
 
     @property
     def newest_opening(self) -> Header:
@@ -158,10 +198,6 @@ class Setting:
             return False
         then(outcome, now)
         return True
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._then)
 
 
 def _ignore(outcome: Outcome, now: int) -> None:

@@ -15,7 +15,6 @@ from p2pcoord.optimization.optimizer import (
     Adam,
     StepParameters,
     agrees,
-    check_step_parameters,
     configured,
     optimizer,
 )
@@ -35,11 +34,10 @@ optimizers = st.one_of(
 
 
 @given(optimizers, st.integers(1, 10**6), st.floats(0, 10))
-def test_scalars_are_float32_numbers_that_pass_the_receivers_check_and_the_wire(chosen, step, rate):
+def test_scalars_are_float32_numbers_that_pass_the_wire(chosen, step, rate):
     scalars = chosen.parameters(step, rate)
     numbers = [value for value in msgspec.structs.astuple(scalars) if isinstance(value, float)]
     assert all(is_float32(number) for number in numbers)
-    check_step_parameters(scalars)
     assert decode(encode(scalars), StepParameters) == scalars
     assert agrees(scalars, scalars)
     assert scalars.slots == chosen.slots
@@ -106,34 +104,12 @@ def test_scalars_that_differ_as_c_libraries_do_agree_and_others_do_not():
     assert not agrees(ours, far)
     assert not agrees(ours, ADAM.parameters(8, 0.1))
     assert not agrees(ours, msgspec.structs.replace(ours, learning_rate=0.0))
+    for name in ("learning_rate", "bias_correction1", "bias_correction2", "epsilon"):
+        for wrong in (math.inf, -math.inf, math.nan):
+            assert not agrees(ours, msgspec.structs.replace(ours, **{name: wrong}))
     assert not agrees(
         NESTEROV.parameters(1, 0.1), SGD(momentum=0.9, nesterov=False, weight_decay=0.0).parameters(1, 0.1)
     )
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"learning_rate": 0.1},  # no float32 number
-        {"learning_rate": math.nan},
-        {"learning_rate": math.inf},
-        {"learning_rate": -0.5},
-        {"weight_decay": 1e39},
-        {"epsilon": 0.0},
-        {"bias_correction1": 0.0},
-        {"bias_correction2": 0.0},
-        {"beta1": 2.0},
-        {"one_minus_beta2": 1.5},
-        {"momentum": 1.25},
-        {"nesterov": True},
-    ],
-)
-def test_scalars_that_no_honest_coordinator_signs_are_its_mistake(changes):
-    scalars = ADAM.parameters(3, 0.25)
-    check_step_parameters(scalars)
-    with pytest.raises(RemoteError) as error:
-        check_step_parameters(msgspec.structs.replace(scalars, **changes))
-    assert error.value.kind == "bad_step_parameters"
 
 
 def test_an_unknown_kind_cannot_be_decoded():

@@ -17,7 +17,8 @@ from p2pcoord.messages import (
     RecordsRequest,
     decode_message,
 )
-from p2pcoord.peer import Peer, PeerSettings, Restored
+from p2pcoord.peer import Peer
+from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.admissions import REQUEST_INTERVAL_NS, Admissions
 from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, join_proof
 from p2pcoord.wire import encode

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from p2pcoord.rounds.phases import FOLLOWS, RECONFIGURABLE, Phase
+from p2pcoord.rounds.phases import COLLECTING, FOLLOWS, RECONFIGURABLE, Phase
 
 MAIN_LINE = list(Phase)
 
@@ -48,3 +48,8 @@ def test_a_new_attempt_collects_again_from_every_phase_after_the_collection_but_
 def test_the_committee_may_change_up_to_the_collection_and_not_once_an_attempt_rests_on_it() -> None:
     at = MAIN_LINE.index(Phase.GRADIENT_COLLECTION)
     assert set(MAIN_LINE[: at + 1]) == RECONFIGURABLE
+
+
+def test_what_is_collected_is_collected_before_the_attempt() -> None:
+    start, end = MAIN_LINE.index(Phase.TASK_DISTRIBUTION), MAIN_LINE.index(Phase.AGGREGATION)
+    assert set(MAIN_LINE[start:end]) == COLLECTING

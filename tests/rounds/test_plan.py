@@ -12,6 +12,8 @@ from p2pcoord.rounds.plan import (
     Ranges,
     check_plan,
     deal,
+    inherited,
+    least_loaded,
     replaced,
     split,
 )
@@ -132,3 +134,33 @@ def test_a_plan_is_outranked_by_a_higher_version_then_term_then_revision() -> No
     assert rank(2, 1, 0) > rank(1, 9, 9)
     assert rank(2, 2, 0) > rank(2, 1, 9)
     assert rank(2, 2, 1) > rank(2, 2, 0)
+
+
+# Who does what instead
+
+
+def given(*members: str) -> tuple[Assignment, ...]:
+    return tuple(Assignment(i, member, ()) for i, member in enumerate(members))
+
+
+def members_of(assignments: tuple[Assignment, ...]) -> str:
+    return "".join(assignment.member for assignment in assignments)
+
+
+def test_the_least_loaded_has_the_fewest_assignments_to_finish_and_comes_first() -> None:
+    assert least_loaded(given("a", "b"), "ab", ()) == "a"
+    assert least_loaded(given("a", "b"), "ba", ()) == "b"
+    assert least_loaded(given("a", "a", "b"), "ab", ()) == "b"
+    assert least_loaded(given("a", "a", "b"), "ab", {0, 1}) == "a"
+    assert least_loaded(given("a", "b"), "abc", ()) == "c"
+
+
+def test_what_the_gone_have_not_finished_is_inherited_by_the_living_evenly() -> None:
+    whole = plan(*given("a", "x", "x", "b", "x"))
+    assert members_of(inherited(whole, "ab", ())) == "aabba"
+    assert members_of(inherited(whole, "ab", {1, 2, 4})) == "axxbx"
+    assert members_of(inherited(whole, "abx", ())) == "axxbx"
+
+
+def test_a_plan_names_its_members_once_in_order() -> None:
+    assert plan(*given("b", "a", "b")).members == ("b", "a")

@@ -92,7 +92,7 @@ def test_who_asks_for_an_attempt_is_given_it_with_its_headers_and_the_result_whe
     world.execute("committee A B C")
     world.execute("hold A validate")
     world.execute("begin A")
-    name = world.coordinator("A").attempt_name
+    name = world.coordinator("A").aggregation.name
     world.sent.clear()
     world.inject("C", "A", AttemptRequest(name))
     (answer,) = world.messages(AttemptMessage, "A", "C")
@@ -110,8 +110,7 @@ def test_a_voter_that_missed_the_attempt_gets_it_when_the_record_comes() -> None
     world.execute("committee A B C")
     world.execute("hold A fetch")
     world.execute("begin A")
-    world.participant("C")._attempts.clear()
-    world.participant("C")._current = b""
+    world.participant("C").book.clear()
     world.sent.clear()
     world.execute("crash B")  # so that C is needed for the quorum
     world.execute("run 20ms")

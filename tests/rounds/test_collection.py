@@ -1,0 +1,74 @@
+"""What a coordinator counts of what is offered to its plan. Its revisions are told in tests/scripts/rounds."""
+
+import math
+
+import pytest
+
+from p2pcoord.content import ContentRef
+from p2pcoord.messages import Offering
+from tests.round_runner import collecting, header
+from tests.script_runner import peer_id
+
+
+def test_a_header_for_an_assignment_that_was_never_given_to_its_sender_does_not_count() -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "B", 2)))
+    assert world.coordinator("A").collection.headers == {}
+    world.inject("B", "A", Offering(header(world, "B", 1)))
+    assert set(world.coordinator("A").collection.headers) == {(1, 1)}
+    assert world.rejected("A") == {}
+
+
+def test_an_assignment_counts_once_and_what_was_counted_first_stays() -> None:
+    world = collecting()
+    first = header(world, "B", 1)
+    world.inject("B", "A", Offering(first))
+    world.inject("B", "A", Offering(first))
+    assert world.coordinator("A").collection.headers == {(1, 1): first}
+
+
+def test_offers_by_strangers_are_refused() -> None:
+    world = collecting()
+    world.inject("D", "A", Offering(header(world, "D", 1)))
+    assert world.rejected("A") == {"stranger": 1}
+    assert world.coordinator("A").collection.headers == {}
+
+
+def test_nobody_offers_what_another_made() -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "C", 2)))
+    assert world.rejected("A") == {"bad_contribution": 1}
+    assert world.coordinator("A").collection.headers == {}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"base": bytes(32)}, {"origin_round": 0}, {"origin_round": 2}], ids=["base", "old", "early"]
+)
+def test_an_offer_for_another_round_or_from_another_base_is_too_late_and_no_fault(
+    changes: dict[str, object],
+) -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "B", 1, **changes)))
+    assert world.rejected("A") == {}
+    assert world.coordinator("A").collection.headers == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [({"norm": math.inf}, "bad_contribution"), ({"content": ContentRef(bytes(32), 1)}, "bad_contribution")],
+)
+def test_an_impossible_header_is_refused(changes: dict[str, object], kind: str) -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "B", 1, **changes)))
+    assert world.rejected("A") == {kind: 1}
+    assert world.coordinator("A").collection.headers == {}
+
+
+def test_two_headers_in_one_slot_exclude_their_signer() -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "B", 1)))
+    other = ContentRef(b"\x07" * 32, world.rules.contribution_bytes)
+    world.inject("B", "A", Offering(header(world, "B", 1, content=other)))
+    world.execute("run 1s")
+    for letter in "AC":
+        assert "two ContributionHeader" in world.peer(letter).roster.excluded(peer_id("B"))
