@@ -22,7 +22,8 @@ from typing import TypeVar
 
 import trio
 
-from node.bulk import MemorySink, fetch, serve
+from node.bulk import serve
+from node.bulk_fetch import MemorySink, fetch
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport, open_transport
 from node.transport_events import Connected, Disconnected, Event, Received

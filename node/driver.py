@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from node import bulk, workers
+from node import bulk, bulk_fetch, workers
 from node.directory import StorageError
 from node.export import model_version
 from node.libp2p_transport import Libp2pTransport
@@ -48,7 +48,7 @@ from p2pcoord.wire import decode, encode
 TRAINER_RETRIES = 3
 
 # How long a round's transfer may go without a byte before its source is given up, and the round made without it. A frozen
-# member's links stay open; a state, which may be fetched from others meanwhile, is waited for longer (bulk.STALL_S).
+# member's links stay open; a state, which may be fetched from others meanwhile, is waited for longer (bulk_fetch.STALL_S).
 ROUND_STALL_S = 2.5
 
 # Frames written with one fsync at most: what piled up while the one before was running.
@@ -348,7 +348,7 @@ class Driver:
             return fx.Done(fx.FetchReport({}, {}))
         sinks = []
 
-        def sink(manifest: Manifest) -> bulk.Sink:
+        def sink(manifest: Manifest) -> bulk_fetch.Sink:
             sinks.append(self.store.writer(manifest))
             return sinks[0]
 
@@ -356,12 +356,12 @@ class Driver:
             self.put(lambda now: self.peer.progress(effect.id, now))
 
         try:
-            stall_s = bulk.STALL_S if effect.purpose == "state" else ROUND_STALL_S
-            report = await bulk.fetch(
+            stall_s = bulk_fetch.STALL_S if effect.purpose == "state" else ROUND_STALL_S
+            report = await bulk_fetch.fetch(
                 self.transport, effect.ref, effect.sources, sink, progress, stall_s=stall_s
             )
             await trio.to_thread.run_sync(sinks[0].commit)
-        except bulk.FetchError as error:
+        except bulk_fetch.FetchError as error:
             return fx.Failed(str(error), fx.FetchReport(error.bytes_by_source, error.bad_sources))
         finally:
             for writer in sinks:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from node import bulk
+from node import bulk_fetch
 from node.hello import SECRET_BYTES, JoinToken, parse_token
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
@@ -324,14 +324,14 @@ async def join(
 async def _fetch(store: Store, transport: Libp2pTransport, ref: ContentRef, source: str, what: str) -> None:
     writers = []
 
-    def sink(manifest: Manifest) -> bulk.Sink:
+    def sink(manifest: Manifest) -> bulk_fetch.Sink:
         writers.append(store.writer(manifest))
         return writers[0]
 
     try:
-        await bulk.fetch(transport, ref, [source], sink)
+        await bulk_fetch.fetch(transport, ref, [source], sink)
         await trio.to_thread.run_sync(writers[0].commit)
-    except bulk.FetchError as error:
+    except bulk_fetch.FetchError as error:
         raise UserError(f"the run's {what} could not be fetched: {error}") from error
     finally:
         for writer in writers:
