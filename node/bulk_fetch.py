@@ -41,6 +41,7 @@ from node.bulk import (
     decode_manifest,
 )
 from node.libp2p_transport import Libp2pTransport
+from node.store import ObjectWriter, Store
 from node.streams import FrameReader, StreamEnded, frame
 from node.transport_guard import end_stream, write_within
 from p2pcoord.content import ContentRef, Manifest, check_chunk, check_manifest, chunk_span
@@ -150,6 +151,32 @@ async def fetch(
     await job.run(sources)
     seconds = trio.current_time() - started
     return FetchReport(dict(job.received), job.bad_sources, seconds)
+
+
+async def fetch_into(
+    store: Store,
+    transport: Libp2pTransport,
+    ref: ContentRef,
+    sources: Iterable[str],
+    progress: Callable[[int, int], None] = lambda done_bytes, size_bytes: None,
+    *,
+    stall_s: float = STALL_S,
+) -> FetchReport:
+    """`fetch` into a store, where the content appears once all of it is there. Raises as `fetch` does, and what the store
+    raises."""
+    writers: list[ObjectWriter] = []
+
+    def make_sink(manifest: Manifest) -> Sink:
+        writers.append(store.writer(manifest))
+        return writers[0]
+
+    try:
+        report = await fetch(transport, ref, sources, make_sink, progress, stall_s=stall_s)
+        await trio.to_thread.run_sync(writers[0].commit)
+    finally:
+        for writer in writers:
+            writer.close()
+    return report
 
 
 class _Fetch:

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from node import bulk, bulk_fetch, workers
+from node import bulk, workers
+from node.bulk_fetch import STALL_S, FetchError, fetch_into
 from node.directory import StorageError
 from node.export import model_version
 from node.libp2p_transport import Libp2pTransport
@@ -346,26 +347,17 @@ class Driver:
     async def _fetch(self, effect: fx.Fetch) -> fx.Outcome:
         if self.store.has(effect.ref):
             return fx.Done(fx.FetchReport({}, {}))
-        sinks = []
-
-        def sink(manifest: Manifest) -> bulk_fetch.Sink:
-            sinks.append(self.store.writer(manifest))
-            return sinks[0]
 
         def progress(done_bytes: int, size_bytes: int) -> None:
             self.put(lambda now: self.peer.progress(effect.id, now))
 
+        stall_s = STALL_S if effect.purpose == "state" else ROUND_STALL_S
         try:
-            stall_s = bulk_fetch.STALL_S if effect.purpose == "state" else ROUND_STALL_S
-            report = await bulk_fetch.fetch(
-                self.transport, effect.ref, effect.sources, sink, progress, stall_s=stall_s
+            report = await fetch_into(
+                self.store, self.transport, effect.ref, effect.sources, progress, stall_s=stall_s
             )
-            await trio.to_thread.run_sync(sinks[0].commit)
-        except bulk_fetch.FetchError as error:
+        except FetchError as error:
             return fx.Failed(str(error), fx.FetchReport(error.bytes_by_source, error.bad_sources))
-        finally:
-            for writer in sinks:
-                writer.close()
         return fx.Done(fx.FetchReport(report.bytes_by_source, report.bad_sources))
 
     # Tensors

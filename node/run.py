@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from node import bulk_fetch
+from node.bulk_fetch import FetchError, fetch_into
 from node.hello import SECRET_BYTES, JoinToken, parse_token
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
@@ -28,7 +28,7 @@ from node.transport_events import DialError, Disconnected, Received
 from node.workload_loading import BUILT_IN, parse_spec
 from p2pcoord.consensus.ledger import Admission, Genesis, Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
-from p2pcoord.content import ContentRef, Manifest
+from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError, UserError
 from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
@@ -309,7 +309,10 @@ async def join(
     assert isinstance(body, Genesis)
     for what, ref in (("data set", body.dataset), ("frozen parameters", body.frozen)):
         if ref is not None and not store.has(ref):
-            await _fetch(store, transport, ref, source, what)
+            try:
+                await fetch_into(store, transport, ref, [source])
+            except FetchError as error:
+                raise UserError(f"the run's {what} could not be fetched: {error}") from error
     await trainer.ready()
     await configure(trainer, config, store, body.dataset, body.frozen)
     described = await trainer.describe()
@@ -319,23 +322,6 @@ async def join(
     for told in difference.warned:
         warn(told)
     return Run(genesis, config, pins, token.secret or None if token is not None else None)
-
-
-async def _fetch(store: Store, transport: Libp2pTransport, ref: ContentRef, source: str, what: str) -> None:
-    writers = []
-
-    def sink(manifest: Manifest) -> bulk_fetch.Sink:
-        writers.append(store.writer(manifest))
-        return writers[0]
-
-    try:
-        await bulk_fetch.fetch(transport, ref, [source], sink)
-        await trio.to_thread.run_sync(writers[0].commit)
-    except bulk_fetch.FetchError as error:
-        raise UserError(f"the run's {what} could not be fetched: {error}") from error
-    finally:
-        for writer in writers:
-            writer.close()
 
 
 def workload_for(config: RunConfig, given: str | None) -> str:

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
 
-from node.bulk_fetch import FetchError, FetchReport, MemorySink, fetch
+from node.bulk_fetch import FetchError, FetchReport, MemorySink, fetch, fetch_into
 from node.identity_key import IdentityKey
+from node.store import Store
 from node.transport_events import Disconnected
 from p2pcoord.content import CHUNK_BYTES, ContentRef, Manifest, manifest_of
 from p2pcoord.errors import LocalError
@@ -265,6 +267,28 @@ async def test_cancelling_at_any_moment_leaves_the_link_unharmed() -> None:
             with trio.move_on_after(0.2):
                 while True:
                     assert not isinstance(await fetcher.receive(), Disconnected)
+
+
+@pytest.mark.trio
+async def test_what_is_fetched_into_a_store_appears_there_whole_or_is_gone_on_with(tmp_path: Path) -> None:
+    fail = [True]
+
+    def broken(index: int, chunk: bytes) -> bytes:
+        if index == 5 and fail[0]:
+            raise LocalError("the disk changed it")
+        return chunk
+
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held(twist=broken)) as (fetcher, sources):
+            with Store.open(tmp_path / "node") as store:
+                with pytest.raises(FetchError, match="not readable any more"):
+                    await fetch_into(store, fetcher, REF, ids(sources))
+                assert not store.has(REF)
+                fail[0] = False
+                report = await fetch_into(store, fetcher, REF, ids(sources))
+                assert store.has(REF)
+                assert store.file_of(REF).read_bytes() == CONTENT
+                assert 0 < sum(report.bytes_by_source.values()) < len(CONTENT)
 
 
 SERVER = """
