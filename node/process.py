@@ -24,7 +24,7 @@ from node.console import Console
 from node.document import quorum_of, status_document
 from node.driver import MODEL_FILE, Driver
 from node.events import EventLog
-from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version
+from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version, proof_of
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
 from node.libp2p_transport import Libp2pTransport, open_transport
@@ -144,11 +144,8 @@ class _Node:
     async def run(self) -> int:
         known = self._open_directory()
         self.console = Console(self.tell, self._name_of)
-        proof = (
-            self._proof(self.token.secret, self.token.run)
-            if self.token is not None and self.token.secret
-            else b""
-        )
+        token = self.token
+        proof = proof_of(token.secret, token.run, self.key.peer_id) if token is not None else b""
         run: Run | None = None
         if known is not None:
             local = read_local(self.store)
@@ -156,7 +153,7 @@ class _Node:
             secret = None if config.open else local.secret if local is not None else None
             run = Run(known[0], config, pins, secret, known[1])
             self.run_id = run.id
-            proof = self._proof(secret, run.id) if secret else b""
+            proof = proof_of(secret, run.id, self.key.peer_id)
         async with AsyncExitStack() as stack:
             self.transport = await stack.enter_async_context(
                 open_transport(
@@ -202,9 +199,6 @@ class _Node:
             self.store.set_aside_log()
         self.key = load_or_create(self.store.path)
         self.tell(f"{why}: this machine comes back as a new peer, {self.key.peer_id}")
-
-    def _proof(self, secret: bytes, run: bytes) -> bytes:
-        return join_proof(secret, run, self.key.peer_id)
 
     def _check_hello(self, peer_id: str, data: bytes) -> str | None:
         def may_join(proof: bytes) -> str:
@@ -285,7 +279,7 @@ class _Node:
             )
         self.run_id = self.run_.id
         secret = self.run_.secret
-        self.transport.set_hello(make_hello(self.run_id, self._proof(secret, self.run_id) if secret else b""))
+        self.transport.set_hello(make_hello(self.run_id, proof_of(secret, self.run_id, self.key.peer_id)))
         absolute = parse_spec(workload)
         spec = f"{absolute.file}:{absolute.name}" if absolute.file else workload
         write_local(self.store, Local(secret or b"", spec, settings, self.name))
