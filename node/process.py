@@ -22,8 +22,9 @@ import trio
 
 from node.console import Console
 from node.document import quorum_of, status_document
-from node.driver import MODEL_FILE, Driver
+from node.driver import Driver
 from node.events import EventLog
+from node.export import MODEL_FILE
 from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version, proof_of
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
@@ -475,7 +476,7 @@ class _Node:
         rounds = self.peer.work if self.peer is not None else None
         assert isinstance(rounds, Rounds)
         was_over = rounds.over
-        while not (rounds.over and self.driver.exported_version == rounds.participant.version):  # noqa: ASYNC110
+        while not (rounds.over and self.driver.tensors.exported_version == rounds.participant.version):  # noqa: ASYNC110
             await trio.sleep(WATCH_S)
         self._tell_result(rounds)
         with trio.move_on_after(SERVE_S):
