@@ -213,7 +213,8 @@ def node(data_dir: Path, open_: bool, **flags: Any) -> None:
 
     import trio
 
-    from node.process import NodeOptions, run_node
+    from node.process import run_node
+    from node.start import NodeOptions
 
     options = NodeOptions(data_dir=data_dir, open=open_, **flags)
     sys.exit(trio.run(partial(run_node, options, tell=_tell)))
