@@ -68,7 +68,9 @@ def open_directory(store: Store, tell: Callable[[str], None]) -> tuple[IdentityK
     try:
         known = known_run(store, key)
     except LocalError as error:
-        return _new_key(store, tell, f"the log cannot be used ({error})"), None
+        key = _new_key(store, tell, f"the log cannot be used ({error})")
+        store.set_aside_log()  # after its key: whatever happens between, the two are never used apart
+        return key, None
     local = read_local(store)
     if known is None:
         if has_key and local is not None:
@@ -83,8 +85,6 @@ def open_directory(store: Store, tell: Callable[[str], None]) -> tuple[IdentityK
 def _new_key(store: Store, tell: Callable[[str], None], why: str) -> IdentityKey:
     """A key without its log never votes again: this machine comes back as a new peer."""
     (store.path / KEY_FILE).rename(store.path / f"{KEY_FILE}.retired")
-    if (store.path / "log").exists():
-        store.set_aside_log()
     key = load_or_create(store.path)
     tell(f"{why}: this machine comes back as a new peer, {key.peer_id}")
     return key
