@@ -93,7 +93,7 @@ class _Node:
         self.told_unreachable = False
 
     async def run(self) -> int:
-        self.key, resumed = open_directory(self.store, self.tell)
+        self.key, resumed = open_directory(self.store, self.token, self.tell)
         secret = self.token.secret if self.token is not None else None
         if resumed is not None:
             self.run_id, secret = resumed.id, resumed.secret

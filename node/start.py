@@ -19,6 +19,7 @@ from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
 from node.libp2p_transport import Libp2pTransport
 from node.run import (
+    LOCAL_FILE,
     Local,
     Run,
     ask_genesis,
@@ -37,6 +38,7 @@ from node.trainer_process import Trainer, TrainerSettings
 from node.trainer_protocol import Loaded
 from node.workload_loading import parse_spec
 from p2pcoord.errors import LocalError, UserError
+from p2pcoord.run_config import run_id
 
 
 class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +63,13 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
 # The directory -------------------------------------------------------------------------------------------------------
 
 
-def open_directory(store: Store, tell: Callable[[str], None]) -> tuple[IdentityKey, Run | None]:
-    """The key, and the run that the log is of; None where there is none yet."""
+def open_directory(
+    store: Store, token: JoinToken | None, tell: Callable[[str], None]
+) -> tuple[IdentityKey, Run | None]:
+    """The key, and the run that the log is of; None where there is none yet.
+
+    Raises UserError when the run's secret is not here: without it every proof would pass for one of an open run.
+    """
     has_key = (store.path / KEY_FILE).exists()
     key = load_or_create(store.path)
     try:
@@ -78,7 +85,16 @@ def open_directory(store: Store, tell: Callable[[str], None]) -> tuple[IdentityK
         return key, None
     genesis, frames = known
     config, pins = check_genesis(genesis)
-    secret = None if config.open else local.secret if local is not None else None
+    if config.open:
+        return key, Run(genesis, config, pins, None, frames)
+    secret = local.secret if local is not None else b""
+    if not secret and token is not None and token.run == run_id(config):
+        secret = token.secret
+    if not secret:
+        raise UserError(
+            f"{store.path / LOCAL_FILE} is gone, and with it the run's secret: add the --secret that another node's line names",
+            exit_code=2,
+        )
     return key, Run(genesis, config, pins, secret, frames)
 
 
@@ -167,7 +183,7 @@ def _workload_to_resume(
     workload = workload_for(resumed.config, workload)
     reason = contradicted(
         resumed.config,
-        local or Local(b"", workload, {}, name),
+        local or Local(resumed.secret or b"", workload, {}, name),
         secret=options.secret,
         workload=options.workload,
         rounds=options.rounds,
