@@ -33,11 +33,10 @@ from node.run import Run, authority_of
 from node.start import NodeOptions, Started, open_directory, start
 from node.status_socket import serve_status
 from node.store import Store
-from p2pcoord.consensus.ledger import Genesis
+from p2pcoord.consensus.ledger import Admission, Genesis
 from p2pcoord.errors import UserError
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.peer import Peer, PeerSettings, Restored
-from p2pcoord.rounds.participation import join_proof
 from p2pcoord.rounds.setting import rules_of
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4001"
@@ -146,9 +145,9 @@ class _Node:
         def may_join(proof: bytes) -> str:
             if self.peer is None or self.run_.config.open or self.peer.roster.is_member(peer_id):
                 return ""
-            if self.run_.secret is not None and proof == join_proof(self.run_.secret, self.run_id, peer_id):
-                return ""
-            return "wrong secret: copy the whole line that a node of the run printed"
+            if self.peer.roster.proves(Admission(peer_id, "", proof)):
+                return "wrong secret: copy the whole line that a node of the run printed"
+            return ""
 
         return check_hello(data, self.run_id, may_join)
 
