@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import psutil
 import trio
 
 from node.console import Console
@@ -168,7 +167,7 @@ class _Node:
                 gossip=True,
                 addresses=self.transport.addresses()[:16],
                 bootstrap=(*self.options.bootstrap, *known_addresses(self.store)),
-                profile=CapabilityProfile(device[:64], psutil.virtual_memory().total, os.cpu_count() or 0),
+                profile=CapabilityProfile(device[:64], started.loaded.memory_bytes, os.cpu_count() or 0),
                 program_version=program_version(),
                 minimum_memory_bytes=run.config.participation.minimum_memory_mb << 20,
                 trusted=(self.token.height, self.token.record) if self.token is not None else None,
