@@ -341,7 +341,9 @@ def _cells(node: Node) -> tuple[str, ...]:
     if not status:
         return node.name, "-", "-", "-", "-", "-", process
     phase = "over" if is_over(status) else f"{current.get('number')} {current.get('phase')}"
-    held = f"{quorum.get('reachable')}/{quorum.get('voters')}" + ("" if quorum.get("held") else " waiting")
+    halves = (half for half in (quorum, quorum.get("outgoing")) if half)
+    held = "+".join(f"{half.get('reachable')}/{half.get('voters')}" for half in halves)
+    held += "" if quorum.get("held") else " waiting"
     return (
         node.name, str(status.get("role")), str(status.get("version")), phase, held, number(metrics.get("loss")), process
     )  # fmt: skip

@@ -16,6 +16,7 @@ import trio
 
 from node.document import quorum_of
 from node.driver import Driver
+from node.event_words import enough_reached
 from node.export import MODEL_FILE
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds
@@ -80,8 +81,8 @@ async def watch_quorum(driver: Driver, event: Callable[[str, dict[str, Any]], No
             since = trio.current_time()
             continue
         quorum = quorum_of(driver.peer, driver.now())
-        told = {name: quorum[name] for name in ("reachable", "needed", "missing")}
-        if quorum["held"] or quorum["reachable"] >= quorum["needed"]:
+        told = {name: quorum[name] for name in ("reachable", "needed", "outgoing", "missing")}
+        if quorum["held"] or enough_reached(quorum):
             since = trio.current_time()
         if not lost and trio.current_time() - since >= QUORUM_LOST_S:
             lost = True
