@@ -343,7 +343,7 @@ def _cells(node: Node) -> tuple[str, ...]:
     phase = "over" if is_over(status) else f"{current.get('number')} {current.get('phase')}"
     halves = (half for half in (quorum, quorum.get("outgoing")) if half)
     held = "+".join(f"{half.get('reachable')}/{half.get('voters')}" for half in halves)
-    held += "" if quorum.get("held") else " waiting"
+    held += "" if quorum.get("held") or is_over(status) else " waiting"
     return (
         node.name, str(status.get("role")), str(status.get("version")), phase, held, number(metrics.get("loss")), process
     )  # fmt: skip

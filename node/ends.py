@@ -3,6 +3,8 @@
 SIGINT, SIGTERM     leaves in good order: the duty is handed over, the others are told; a second SIGINT ends it at once
 the last round      says what came of it, serves it while a living member lacks it, and ends
 too few voters      only says so: it waits for them
+
+Once the run is over, whoever goes away has ended as this node will: no member has failed then, and no voter is missed.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ async def watch_quorum(driver: Driver, event: Callable[[str, dict[str, Any]], No
     lost, since = False, trio.current_time()
     while True:
         await trio.sleep(WATCH_S)
-        if not driver.peer.is_member:
+        if not driver.peer.is_member or run_is_over(driver.peer):
             since = trio.current_time()
             continue
         quorum = quorum_of(driver.peer, driver.now())
@@ -93,6 +95,11 @@ async def watch_quorum(driver: Driver, event: Callable[[str, dict[str, Any]], No
 
 
 # The run is over
+
+
+def run_is_over(peer: Peer) -> bool:
+    """Whether the run's last version is certified, as this peer knows."""
+    return isinstance(peer.work, Rounds) and peer.work.over
 
 
 async def watch_end(driver: Driver, tell: Tell) -> None:

@@ -20,7 +20,7 @@ import trio
 from node.console import Console
 from node.document import status_document
 from node.driver import Driver
-from node.ends import leave_on_signals, watch_end, watch_quorum
+from node.ends import leave_on_signals, run_is_over, watch_end, watch_quorum
 from node.events import EventLog
 from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version, proof_of
 from node.identity_key import IdentityKey
@@ -244,6 +244,8 @@ class _Node:
         return record.name if record is not None else peer_id[-8:]
 
     def _event(self, event: str, fields: dict[str, Any]) -> None:
+        if event == "failed" and self.peer is not None and run_is_over(self.peer):
+            return  # it has ended
         # A stranger's garbage must not push the story of the run out of the file.
         repeated = self.repetitions.quiet_before(event, fields) if event == "rejected" else 0
         if repeated is not None:

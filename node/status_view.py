@@ -45,7 +45,8 @@ def name_in(document: Document) -> Callable[[str], str]:
 
 def lines(document: Document, now: datetime) -> list[str]:
     """What is not a table, one line each, in the order in which it is shown. `now` is local time."""
-    told = [_who(document), _progress(document), quorum_line(document, now)]
+    told = [_who(document), _progress(document)]
+    told += [] if is_over(document) else [quorum_line(document, now)]
     told += filter(None, (_metrics(document), _losses(document), _last_commit(document), _rejected(document)))
     if document.get("failpoint"):
         told.append(f"held by a failpoint: {document['failpoint']}")
@@ -202,6 +203,8 @@ def members_table(document: Document) -> Table:
     for member in members[:MAX_MEMBERS]:
         alive = bool(member.get("alive"))
         state = f"excluded: {member['excluded']}" if member.get("excluded") else member.get("state") or "-"
+        if is_over(document) and not alive:
+            state, alive = "ended", True  # as all do
         cells = (
             member.get("name") or "-",
             member.get("role") or "-",

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from node import ends
 from node.driver import Driver
 from node.ends import QUORUM_LOST_S, watch_quorum
+from p2pcoord.rounds.rounds import Rounds
 
 ENOUGH = {"reachable": 2, "needed": 2, "outgoing": None, "held": True, "missing": []}
 
@@ -22,7 +23,7 @@ class Around:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.quorum: dict[str, Any] = ENOUGH
-        self.peer = SimpleNamespace(is_member=True)
+        self.peer = SimpleNamespace(is_member=True, work=None)
         self.driver = cast(Driver, SimpleNamespace(peer=self.peer, now=lambda: 0))
         monkeypatch.setattr(ends, "quorum_of", lambda peer, now: self.quorum)
 
@@ -66,3 +67,35 @@ async def test_outgoing_voters_out_of_reach_are_too_few_voters(
         assert await around.wait(joint, 10) == ["quorum-lost"]
         assert around.told[-1][1]["outgoing"] == outgoing
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_after_the_last_version_no_voter_is_missed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = Around(monkeypatch)
+    async with trio.open_nursery() as nursery:
+        await around.watched(nursery)
+        few = ENOUGH | {"held": False, "reachable": 1, "missing": ["B"]}
+        assert await around.wait(few, QUORUM_LOST_S - 1) == []
+        around.peer.work = rounds(over=True)
+        assert await around.wait(few, 60) == []
+        around.peer.work = rounds(over=False)
+        assert await around.wait(few, 60) == ["quorum-lost"]
+        nursery.cancel_scope.cancel()
+
+
+class Made(Rounds):
+    """Rounds of which only this is looked at."""
+
+    is_over = False
+
+    @property
+    def over(self) -> bool:
+        return self.is_over
+
+
+def rounds(*, over: bool) -> Rounds:
+    made = Made.__new__(Made)
+    made.is_over = over
+    return made

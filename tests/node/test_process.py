@@ -7,6 +7,9 @@ from typing import cast
 
 import pytest
 
+from node import process as node_process
+from node.console import Console
+from node.events import read_events
 from node.hello import make_hello, proof_of
 from node.process import _Node
 from node.run import Run
@@ -57,3 +60,20 @@ def test_a_hello_is_welcome_with_a_proof_of_its_own_or_from_a_member_or_in_an_op
             node._check_hello(signed.peers[1], make_hello(os.urandom(32), b""))
             == "peer belongs to another run"
         )
+
+
+def test_who_goes_away_has_failed_while_the_run_lasts_and_ended_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = SignedRun().complete()
+    told: list[str] = []
+    with Store.open(tmp_path / "node") as store:
+        node = node_of(signed, store)
+        node.console = Console(told.append, terminal=True)
+        for over in (False, True):
+            monkeypatch.setattr(node_process, "run_is_over", lambda peer, over=over: over)
+            node._event("failed", {"peer": signed.peers[1 + over], "was": "suspect"})
+            node._event("left", {"peer": signed.peers[1 + over]})
+    written = [(event["event"], event["peer"]) for event in read_events(tmp_path / "node")]
+    assert written == [("failed", signed.peers[1]), ("left", signed.peers[1]), ("left", signed.peers[2])]
+    assert [line.split()[2:4] for line in told] == [["is", "gone"], ["left", "the"], ["left", "the"]]

@@ -106,13 +106,22 @@ def test_while_the_committee_changes_it_says_which_half_lacks_voters() -> None:
 
 
 def test_the_end_of_the_run_and_a_coordinator_say_so() -> None:
-    over = document(version=30, role="coordinator")
+    quorum = {"voters": 3, "reachable": 1, "needed": 2, "held": False, "missing": [B, C]}
+    over = document(
+        version=30,
+        role="coordinator",
+        quorum=quorum,
+        members=[member(A, "lab1", version=30), member(B, "lab2", alive=False, state="dead", version=30)],
+    )
     assert is_over(over)
     assert not is_over(document())
     assert not is_over({})
     told = lines(over, NOW)
     assert told[0].startswith("lab1  coordinator of term 3  run ")
     assert told[1] == "version 30 of 30: the run is over"
+    assert not any(line.startswith("waiting") for line in told), "whoever is gone has ended"
+    [row] = [line.split() for line in text_of(over).splitlines() if line.startswith("lab2")]
+    assert row[2] == "ended"
 
 
 def test_rejected_messages_are_counted_by_kind_and_peer() -> None:
