@@ -272,9 +272,7 @@ class Driver:
         return self.failpoints.reached(place, work.participant.version)
 
     async def _discard(self, effect: fx.Discard) -> None:
-        refs = [ref for ref in self.store.refs() if ref.root in effect.roots]
-        for ref in refs:
-            await trio.to_thread.run_sync(self.store.delete, ref)
+        await trio.to_thread.run_sync(self.store.discard, effect.roots)
 
     def _lookup(self, peer: str, root: bytes) -> bulk.Readable | None:
         """What a peer may fetch: all that is here, if it is a member or has shown that it may join."""

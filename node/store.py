@@ -109,11 +109,6 @@ class Store(Objects):
             raise LocalError(f"the log of {self.path} has changed since it was recovered")
         return self._recovery
 
-    @property
-    def log_bytes(self) -> int:
-        """The log's size: what compaction is decided by."""
-        return self._tail.offset
-
     def append(self, payloads: Sequence[bytes]) -> int:
         """Write payloads behind the log and sync: they are durable then. Returns the number of frames.
 
