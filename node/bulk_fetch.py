@@ -44,8 +44,8 @@ from node.libp2p_transport import Libp2pTransport
 from node.store import ObjectWriter, Store
 from node.streams import FrameReader, StreamEnded, frame
 from node.transport_guard import end_stream, write_within
-from p2pcoord.content import ContentRef, Manifest, check_chunk, check_manifest, chunk_span
-from p2pcoord.errors import LocalError, RemoteError
+from p2pcoord.content import ContentRef, Manifest, check_manifest, chunk_span
+from p2pcoord.errors import RemoteError
 
 # Requests on one stream at once: the next chunk is on its way while one is checked and written. More only fills windows.
 PIPELINE = 2
@@ -79,28 +79,6 @@ class Sink(Protocol):
     def missing(self) -> tuple[int, ...]: ...
 
     def write(self, index: int, chunk: bytes) -> None: ...
-
-
-class MemorySink:
-    """Keeps small content in memory; `content` gives it when the fetch is done."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._chunks: dict[int, bytes] = {}
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        return tuple(i for i in range(len(self._manifest.chunk_hashes)) if i not in self._chunks)
-
-    def write(self, index: int, chunk: bytes) -> None:
-        check_chunk(self._manifest, index, chunk)
-        self._chunks[index] = chunk
-
-    def content(self) -> bytes:
-        """Raises LocalError while chunks are missing."""
-        if self.missing:
-            raise LocalError(f"{len(self.missing)} chunks are missing")
-        return b"".join(self._chunks[index] for index in range(len(self._chunks)))
 
 
 class FetchReport(msgspec.Struct, frozen=True):

@@ -151,11 +151,6 @@ class Libp2pTransport:
     def connected_peers(self) -> tuple[str, ...]:
         return tuple(self._links)
 
-    def round_trip_s(self, peer: str) -> float | None:
-        """The newest measured round trip to a connected peer in seconds, None before the first."""
-        link = self._link(peer)
-        return link.round_trip_s if link else None
-
     def send(self, peer: str, frame: bytes) -> bool:
         """Queue a message. False when there is no link (any more): nothing is kept for later."""
         if len(frame) > MAX_FRAME_BYTES:

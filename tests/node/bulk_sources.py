@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from node.bulk import Readable, serve
-from node.bulk_fetch import MemorySink
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport, open_transport
-from p2pcoord.content import CHUNK_BYTES, Manifest, manifest_of
+from p2pcoord.content import CHUNK_BYTES, Manifest, check_chunk, manifest_of
+from p2pcoord.errors import LocalError
 
 CONTENT = os.urandom(7 * CHUNK_BYTES + 12_345)
 REF = manifest_of(CONTENT).ref
@@ -31,6 +31,28 @@ class Held:
         self.asked.append(index)
         chunk = self.content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
         return self.twist(index, chunk) if self.twist else chunk
+
+
+class MemorySink:
+    """Keeps small content in memory; `content` gives it when the fetch is done."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._chunks: dict[int, bytes] = {}
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(i for i in range(len(self._manifest.chunk_hashes)) if i not in self._chunks)
+
+    def write(self, index: int, chunk: bytes) -> None:
+        check_chunk(self._manifest, index, chunk)
+        self._chunks[index] = chunk
+
+    def content(self) -> bytes:
+        """Raises LocalError while chunks are missing."""
+        if self.missing:
+            raise LocalError(f"{len(self.missing)} chunks are missing")
+        return b"".join(self._chunks[index] for index in range(len(self._chunks)))
 
 
 class Sinks:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.bulk_fetch import FetchError, FetchReport, MemorySink, fetch, fetch_into
+from node.bulk_fetch import FetchError, FetchReport, fetch, fetch_into
 from node.identity_key import IdentityKey
 from node.store import Store
 from node.transport_events import Disconnected
 from p2pcoord.content import CHUNK_BYTES, ContentRef, Manifest, manifest_of
 from p2pcoord.errors import LocalError
-from tests.node.bulk_sources import CONTENT, REF, Held, Sinks, fetcher_and_sources, ids
+from tests.node.bulk_sources import CONTENT, REF, Held, MemorySink, Sinks, fetcher_and_sources, ids
 
 
 @pytest.mark.trio

@@ -338,17 +338,6 @@ async def test_a_cancelled_dial_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.trio
-async def test_round_trips_are_measured() -> None:
-    limits = TransportLimits(link=LinkLimits(ping_interval_s=0.05))
-    with trio.fail_after(10):
-        async with linked(limits) as (a, b):
-            await eventually(lambda: a.round_trip_s(b.peer_id) is not None)
-            measured = a.round_trip_s(b.peer_id)
-            assert measured is not None
-            assert 0 < measured < 1
-
-
-@pytest.mark.trio
 async def test_a_plain_libp2p_host_can_take_part() -> None:
     from libp2p import new_host
     from libp2p.peer.peerinfo import info_from_p2p_addr
