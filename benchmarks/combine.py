@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from node.workers import CombineInput, combine, norm_of, step
+from node.workers import CombineInput, combine, step
 from p2pcoord.aggregation import summation
 from p2pcoord.aggregation.mean import Factors
 from p2pcoord.layout import Layout, TensorSpec
@@ -109,7 +109,6 @@ def main() -> None:
             given.inputs + 1,
             lambda: combine(layout, inputs, directory / "out"),
         )
-        show("norm_of a file", 1, lambda: norm_of(layout, inputs[0].path))
         show(
             "step of files, sgd with nesterov",
             5,

@@ -22,11 +22,13 @@ from typing import TypeVar
 
 import trio
 
-from node.bulk import MemorySink, fetch, serve
+from node.bulk import serve
+from node.bulk_fetch import fetch
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport, open_transport
 from node.transport_events import Connected, Disconnected, Event, Received
 from p2pcoord.content import CHUNK_BYTES, Manifest, manifest_of
+from tests.node.bulk_sources import MemorySink
 
 E = TypeVar("E", bound=Event)
 

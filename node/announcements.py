@@ -7,8 +7,9 @@ Theory of operation
     As shipped, a frame that does not parse, a key that does not deserialize or a failing write raises through the service
     and ends the host; the subclasses here catch, count and drop instead. Control messages about other topics are
     dropped before they leave traces in tables that nobody bounds, peer exchange (which makes a node dial what a stranger
-    names) too. Only peers that passed the hello take part. Scoring, spam and eclipse protection are off: they throttle
-    honest traffic of small runs, and membership is our own business.
+    names) too. Only peers that passed the hello take part, and what they announce is looked at before it is passed on.
+    Scoring, spam and eclipse protection are off: they throttle honest traffic of small runs, and membership is our own
+    business.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
+from p2pcoord.errors import RemoteError
+from p2pcoord.messages import Records, decode_message
+
 # Gossipsub's own mesh degrees (libp2p specification, gossipsub v1.0, "Parameters").
 DEGREE, DEGREE_LOW, DEGREE_HIGH = 6, 4, 12
 HEARTBEAT_S = 1
@@ -31,6 +35,14 @@ MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 MAX_RPC_BYTES = 128 * 1024
 MAX_CONTROLS_PER_RPC = 32
 MAX_MESSAGE_IDS_PER_CONTROL = 512
+
+
+def check_announcement(data: bytes) -> None:
+    """Raises RemoteError for anything but certified records. Whether their certificate holds is for the peer to say: it has the
+    ledger. All other messages are for one receiver: announced, one would act on, or be answered by, every member at once."""
+    message = decode_message(data)
+    if not isinstance(message, Records):
+        raise RemoteError("not_announced", f"a message of kind {message.__struct_config__.tag}")
 
 
 class Router(GossipSub):
@@ -71,13 +83,15 @@ class Router(GossipSub):
 
 
 class Announcements(Pubsub):
-    """Publish and subscribe on one topic among admitted peers. `admitted` tells whether a peer passed the hello."""
+    """Publish and subscribe on one topic among admitted peers. `admitted` tells whether a peer passed the hello; `check` raises
+    RemoteError for what is not to be announced."""
 
     def __init__(
         self,
         host: IHost,
         topic: str,
         admitted: Callable[[str], bool],
+        check: Callable[[bytes], None],
         on_rejected: Callable[[str, str], None],
     ) -> None:
         self.gossip = Router(topic)
@@ -94,7 +108,9 @@ class Announcements(Pubsub):
         self.counter = time.time_ns()
         self._topic = topic
         self._admitted = admitted
+        self._check = check
         self._on_rejected = on_rejected
+        self.set_topic_validator(topic, self._acceptable, is_async_validator=False)
 
     def peer_admitted(self, peer: str) -> None:
         """Start to gossip with a peer that has just passed the hello."""
@@ -120,6 +136,16 @@ class Announcements(Pubsub):
             self._on_rejected("bad_announcement", peer.to_base58())
             await stream.reset()
             self._handle_dead_peer(peer)
+
+    def _acceptable(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> bool:
+        """Called once for each message, after its signature has proved the author. Who passes on what is not acceptable is to
+        blame as its author is: it should have looked."""
+        try:
+            self._check(msg.data)
+        except RemoteError:
+            self._on_rejected("bad_announcement", msg_forwarder.to_base58())
+            return False
+        return True
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         forwarder = msg_forwarder.to_base58()

@@ -12,19 +12,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from node.flags import directory_flag, node_flags
 
 if TYPE_CHECKING:
     from simulations.report import Report
 
-DEFAULT_DIRECTORY = "./p2pcoord-data"
 CLUSTER_DIRECTORY = "./p2pcoord-cluster"
 
 FAULTS = ("none", "crashes", "loss", "partitions", "all")
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Commands(click.Group):
@@ -92,99 +91,6 @@ def main() -> None:
     cli(prog_name="p2pcoord")
 
 
-# Flags ---------------------------------------------------------------------------------------------------------------
-
-
-def _settings(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """--set K=V, each key once."""
-    settings: dict[str, str] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
-        if key in settings:
-            raise click.BadParameter(f"{key} is set twice")
-        settings[key] = value
-    return settings
-
-
-def _device(_: click.Context, __: click.Parameter, given: str) -> str:
-    kind, colon, index = given.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise click.BadParameter(f"{given!r} is none of auto, cpu, cuda, cuda:N, mps")
-    return given
-
-
-def _flags(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_directory = click.option(
-    "--data-dir",
-    "data_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_DIRECTORY,
-    show_default=True,
-    help="Where the node keeps its key, log and model.",
-)
-
-_node_flags = _flags(
-    click.option(
-        "--bootstrap",
-        multiple=True,
-        metavar="ADDR",
-        help="A node of the run to join: HOST:PORT or a multiaddr.",
-    ),
-    click.option(
-        "--secret", metavar="S", help="The run's secret, from the line that a node of the run printed."
-    ),
-    click.option("--workload", metavar="SPEC", help="What to train: FILE.py:Name, module:Name or text."),
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="The run file (TOML) of a new run.",
-    ),
-    click.option(
-        "--set",
-        "local",
-        multiple=True,
-        metavar="K=V",
-        callback=_settings,
-        help="A setting of this machine's workload.",
-    ),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        callback=_device,
-        metavar="DEVICE",
-        help="auto, cpu, cuda[:N] or mps.",
-    ),
-    click.option(
-        "--rounds", type=click.IntRange(min=1), metavar="N", help="Rounds of a new run (aggregation_rounds)."
-    ),
-    click.option(
-        "--minimum-members",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="A new run begins a round only with so many members.",
-    ),
-    click.option(
-        "--init",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="First parameters of a new run (safetensors).",
-    ),
-    click.option("--open", "open_", is_flag=True, help="Found a run that anyone may join, without a secret."),
-)
-
-
 def _tell(line: str) -> None:
     """Prints a line. A screen that is gone (a closed pipe) stops nobody."""
     with suppress(OSError):
@@ -195,7 +101,7 @@ def _tell(line: str) -> None:
 
 
 @cli.command()
-@_node_flags
+@node_flags
 @click.option(
     "--listen",
     multiple=True,
@@ -206,21 +112,22 @@ def _tell(line: str) -> None:
     "--announce", multiple=True, metavar="ADDR", help="An address at which others reach this machine."
 )
 @click.option("--name", metavar="NAME", help="This machine's name for people.  [default: its host name]")
-@_directory
+@directory_flag
 def node(data_dir: Path, open_: bool, **flags: Any) -> None:
     """Take part in a run: found one, join one (--bootstrap), or go on with the one in the directory."""
     from functools import partial
 
     import trio
 
-    from node.process import NodeOptions, run_node
+    from node.process import run_node
+    from node.start import NodeOptions
 
     options = NodeOptions(data_dir=data_dir, open=open_, **flags)
     sys.exit(trio.run(partial(run_node, options, tell=_tell)))
 
 
 @cli.command()
-@_directory
+@directory_flag
 @click.option("--peer", metavar="ADDR", help="Ask this node over the network instead.")
 @click.option("--secret", metavar="S", help="With --peer: the run's secret.")
 @click.option("--watch", is_flag=True, help="Keep showing it, until Ctrl-C.")
@@ -283,7 +190,7 @@ async def _print_json(ask: Callable[[], Any], again: bool) -> None:
 
 
 @cli.command()
-@_directory
+@directory_flag
 @click.option("--follow", is_flag=True, help="Go on with new events as they come, until Ctrl-C.")
 def events(data_dir: Path, follow: bool) -> None:
     """Print the node's events, one line of JSON each."""
@@ -348,7 +255,7 @@ def export(directory: Path, file: Path) -> None:
 @click.option(
     "--nodes", type=click.IntRange(min=1), default=4, show_default=True, metavar="N", help="How many."
 )
-@_node_flags
+@node_flags
 @click.option(
     "--name",
     default="node",

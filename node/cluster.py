@@ -32,6 +32,7 @@ from rich.text import Text
 
 from node.event_words import commit_line, number, printable, short_name
 from node.events import parse_line
+from node.export import MODEL_FILE
 from node.status_socket import ask_status
 from node.status_view import is_over
 from p2pcoord.errors import LocalError, UserError
@@ -59,7 +60,6 @@ STORY_LINES: Final = 8
 """Newest rounds below the live table."""
 
 PORTS_FILE: Final = "ports.json"
-MODEL_FILE: Final = Path("model/latest.safetensors")
 
 
 class ClusterOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -341,7 +341,9 @@ def _cells(node: Node) -> tuple[str, ...]:
     if not status:
         return node.name, "-", "-", "-", "-", "-", process
     phase = "over" if is_over(status) else f"{current.get('number')} {current.get('phase')}"
-    held = f"{quorum.get('reachable')}/{quorum.get('voters')}" + ("" if quorum.get("held") else " waiting")
+    halves = (half for half in (quorum, quorum.get("outgoing")) if half)
+    held = "+".join(f"{half.get('reachable')}/{half.get('voters')}" for half in halves)
+    held += "" if quorum.get("held") or is_over(status) else " waiting"
     return (
         node.name, str(status.get("role")), str(status.get("version")), phase, held, number(metrics.get("loss")), process
     )  # fmt: skip

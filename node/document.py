@@ -6,8 +6,10 @@ the secret is in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from p2pcoord.consensus.quorum import majority
 from p2pcoord.consensus.record import Round
 from p2pcoord.gossip.membership import PeerState
 from p2pcoord.peer import Peer
@@ -78,6 +80,8 @@ def quorum_of(peer: Peer, now: int) -> dict[str, Any]:
 
     A voter knows that by the heartbeats it hears, or by the answers to its own. A member without a vote hears none: for it a
     quorum is held until too many voters are known to be silent; those it has not met yet are not.
+
+    While the committee changes, a majority of the outgoing voters is needed too: `outgoing` counts them, else it is None.
     """
     committee = peer.agreement.committee
     reachable = [voter for voter in committee.everyone if peer.fit(voter)]
@@ -86,10 +90,13 @@ def quorum_of(peer: Peer, now: int) -> dict[str, Any]:
     heard = [
         v for v in committee.everyone if not peer.gossip or peer.gossip.membership.state(v) not in silent
     ]
-    return {
-        "voters": len(committee.everyone),
-        "reachable": len(reachable),
-        "needed": committee.needed,
+
+    def count(half: Sequence[str]) -> dict[str, int]:
+        reached = sum(voter in reachable for voter in half)
+        return {"voters": len(half), "reachable": reached, "needed": majority(len(half))}
+
+    return count(committee.voters) | {
+        "outgoing": count(committee.outgoing) if committee.joint else None,
         "held": peer.agreement.quorum_held(now) if votes else committee.is_quorum(heard),
         "missing": [voter for voter in committee.everyone if voter not in reachable],
     }

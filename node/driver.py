@@ -6,9 +6,7 @@ effects are begun in order before the next call. Nothing here decides anything a
     Persist              one lane, in order; several that wait are written with one fsync
     Send, Announce       wait in a line until the Persist they name is durable
     Dial, Reach, Fetch   a task each
-    Combine, Step        worker threads, one computation at a time (they are bound by memory bandwidth)
-    Train, Validate      the trainer process; asked again when it died
-    Adopt                the newest one only, written to DIR/model/latest.safetensors by the trainer
+    Combine, Step, Train, Validate, Adopt    `tensor_work.py`
 """
 
 from __future__ import annotations
@@ -17,25 +15,23 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 
-from node import bulk, workers
+from node import bulk
+from node.bulk_fetch import STALL_S, FetchError, fetch_into
 from node.directory import StorageError
-from node.export import model_version
+from node.failpoints import Failpoints
 from node.libp2p_transport import Libp2pTransport
 from node.store import Store
-from node.trainer_process import Trainer, TrainerDied
-from node.trainer_protocol import Export, Progress
-from node.trainer_protocol import Train as TrainRequest
-from node.trainer_protocol import Validate as ValidateRequest
+from node.tensor_work import TensorWork
+from node.trainer_process import Trainer
 from node.transport_events import Announced, Connected, DialError, Disconnected, Received
 from p2pcoord import effects as fx
 from p2pcoord.consensus.voter import Role
 from p2pcoord.content import ContentRef, Manifest
-from p2pcoord.errors import LocalError, P2PCoordError, UserError
+from p2pcoord.errors import LocalError, P2PCoordError
 from p2pcoord.frames import PeerFrame
 from p2pcoord.layout import Layout
 from p2pcoord.messages import StatusReply
@@ -44,11 +40,8 @@ from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.run_config import RunConfig
 from p2pcoord.wire import decode, encode
 
-# A trainer that dies is asked again so often before the assignment counts as failed and goes to another member.
-TRAINER_RETRIES = 3
-
 # How long a round's transfer may go without a byte before its source is given up, and the round made without it. A frozen
-# member's links stay open; a state, which may be fetched from others meanwhile, is waited for longer (bulk.STALL_S).
+# member's links stay open; a state, which may be fetched from others meanwhile, is waited for longer (bulk_fetch.STALL_S).
 ROUND_STALL_S = 2.5
 
 # Frames written with one fsync at most: what piled up while the one before was running.
@@ -56,36 +49,6 @@ MAX_BATCH = 256
 
 # A late tick lets what lies in the queues be delivered first, for this long.
 DELIVER_FIRST_S = 0.05
-
-MODEL_FILE = Path("model/latest.safetensors")
-
-T = TypeVar("T")
-
-
-class Failpoints:
-    """Places at which a test holds this process, named in P2PCOORD_FAILPOINTS (comma-separated); none by default.
-
-    "phase:NAME" at the coordinator's entry of a phase, "persist-before:FRAME" and "persist-after:FRAME" around a write of a
-    frame of that kind by a coordinator or by a candidate. "NAME@VERSION" holds only once that version is certified here. A
-    held process answers nothing but its status, as if it were frozen.
-    """
-
-    def __init__(self, names: str) -> None:
-        self._since: dict[str, int] = {}
-        for name in filter(None, (part.strip() for part in names.split(","))):
-            place, _, version = name.partition("@")
-            if version and not version.isdecimal():
-                raise UserError(f"P2PCOORD_FAILPOINTS: {name}: a version after @, as in phase:aggregation@3")
-            self._since[place] = int(version or 0)
-        self.held = ""
-
-    def __bool__(self) -> bool:
-        return bool(self._since)
-
-    def reached(self, place: str, version: int) -> bool:
-        if not self.held and version >= self._since.get(place, version + 1):
-            self.held = place
-        return bool(self.held)
 
 
 class Driver:
@@ -106,12 +69,10 @@ class Driver:
         self.peer = peer
         self.transport = transport
         self.store = store
-        self.trainer = trainer
+        self.tensors = TensorWork(store, trainer, config, layout, self.progress, event)
         self.failpoints = Failpoints(os.environ.get("P2PCOORD_FAILPOINTS", ""))
         self.halted = ""
         self.stopped = trio.Event()
-        self._config = config
-        self._layout = layout
         self._event = event
         self._status = status
         self._nursery: trio.Nursery
@@ -121,11 +82,6 @@ class Driver:
         self._durable = 0
         self._waiting: list[fx.Send | fx.Announce] = []
         self._scopes: dict[int, trio.CancelScope] = {}
-        self._computing = trio.CapacityLimiter(1)
-        self._adopted: fx.Adopt | None = None
-        self._adopt_due = trio.Event()
-        self._scratch = 0
-        self.exported_version = self._model_on_disk()
 
     @staticmethod
     def now() -> int:
@@ -146,12 +102,16 @@ class Driver:
     def complete(self, effect_id: int, outcome: fx.Outcome) -> None:
         self.put(lambda now: self.peer.complete(effect_id, outcome, now))
 
+    def progress(self, effect_id: int, step: int | None = None, loss: float | None = None) -> None:
+        """A long effect goes on: bytes moved, or local steps were made."""
+        self.put(lambda now: self.peer.progress(effect_id, now, step=step, loss=loss))
+
     async def run(self, start: Callable[[int], list[fx.Effect]]) -> None:
         """Until `stop`, or until the peer halts. `start(now)` gives the peer's first effects."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._persist_all)
-            nursery.start_soon(self._adopt_all)
+            nursery.start_soon(self.tensors.export_adopted)
             bulk.serve(self.transport, self._lookup)
             self.put(start)
             for known in self.transport.connected_peers():
@@ -216,19 +176,18 @@ class Driver:
             case fx.Fetch():
                 self._task(effect.id, self._fetch, effect)
             case fx.Combine():
-                self._task(effect.id, self._combine, effect)
+                self._task(effect.id, self.tensors.combine, effect)
             case fx.Step():
-                self._task(effect.id, self._step, effect)
+                self._task(effect.id, self.tensors.step, effect)
             case fx.Train():
-                self._task(effect.id, self._train, effect)
+                self._task(effect.id, self.tensors.train, effect)
             case fx.Validate():
-                self._task(effect.id, self._validate, effect)
+                self._task(effect.id, self.tensors.validate, effect)
             case fx.Cancel():
                 if scope := self._scopes.get(effect.effect_id):
                     scope.cancel()
             case fx.Adopt():
-                self._adopted = effect
-                self._adopt_due.set()
+                self.tensors.adopt(effect)
             case fx.Discard():
                 self._nursery.start_soon(self._discard, effect)
             case fx.Offer():
@@ -313,9 +272,7 @@ class Driver:
         return self.failpoints.reached(place, work.participant.version)
 
     async def _discard(self, effect: fx.Discard) -> None:
-        refs = [ref for ref in self.store.refs() if ref.root in effect.roots]
-        for ref in refs:
-            await trio.to_thread.run_sync(self.store.delete, ref)
+        await trio.to_thread.run_sync(self.store.discard, effect.roots)
 
     def _lookup(self, peer: str, root: bytes) -> bulk.Readable | None:
         """What a peer may fetch: all that is here, if it is a member or has shown that it may join."""
@@ -346,140 +303,18 @@ class Driver:
     async def _fetch(self, effect: fx.Fetch) -> fx.Outcome:
         if self.store.has(effect.ref):
             return fx.Done(fx.FetchReport({}, {}))
-        sinks = []
-
-        def sink(manifest: Manifest) -> bulk.Sink:
-            sinks.append(self.store.writer(manifest))
-            return sinks[0]
 
         def progress(done_bytes: int, size_bytes: int) -> None:
-            self.put(lambda now: self.peer.progress(effect.id, now))
+            self.progress(effect.id)
 
+        stall_s = STALL_S if effect.purpose == "state" else ROUND_STALL_S
         try:
-            stall_s = bulk.STALL_S if effect.purpose == "state" else ROUND_STALL_S
-            report = await bulk.fetch(
-                self.transport, effect.ref, effect.sources, sink, progress, stall_s=stall_s
+            report = await fetch_into(
+                self.store, self.transport, effect.ref, effect.sources, progress, stall_s=stall_s
             )
-            await trio.to_thread.run_sync(sinks[0].commit)
-        except bulk.FetchError as error:
+        except FetchError as error:
             return fx.Failed(str(error), fx.FetchReport(error.bytes_by_source, error.bad_sources))
-        finally:
-            for writer in sinks:
-                writer.close()
         return fx.Done(fx.FetchReport(report.bytes_by_source, report.bad_sources))
-
-    # Tensors
-
-    def _scratch_path(self, what: str) -> Path:
-        self._scratch += 1
-        folder = self.store.path / "scratch"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{what}-{self._scratch}"
-
-    async def _combine(self, effect: fx.Combine) -> fx.Outcome:
-        inputs = [workers.CombineInput(self.store.file_of(ref), factors) for ref, factors in effect.inputs]
-        out = self._scratch_path("sum")
-
-        def work() -> tuple[workers.CombineOutcome, ContentRef]:
-            outcome = workers.combine(self._layout, inputs, out, trio.from_thread.check_cancelled)
-            return outcome, self.store.put_file(out, move=True)
-
-        outcome, ref = await trio.to_thread.run_sync(work, limiter=self._computing)
-        nonfinite = tuple(effect.inputs[at][0].root for at in outcome.non_finite)
-        return fx.Done(fx.Combined(ref, outcome.norm, outcome.finite, nonfinite))
-
-    async def _step(self, effect: fx.Step) -> fx.Outcome:
-        out = self._scratch_path("state")
-        state, result = self.store.file_of(effect.state), self.store.file_of(effect.result)
-
-        def work() -> tuple[workers.StepOutcome, ContentRef]:
-            outcome = workers.step(
-                self._layout, state, result, effect.parameters, out, trio.from_thread.check_cancelled
-            )
-            return outcome, self.store.put_file(out, move=True)
-
-        outcome, ref = await trio.to_thread.run_sync(work, limiter=self._computing)
-        return fx.Done(fx.Stepped(ref, outcome.finite))
-
-    async def _train(self, effect: fx.Train) -> fx.Outcome:
-        strategy = self._config.strategy
-        out = self._scratch_path("contribution")
-        request = TrainRequest(
-            base=str(self.store.file_of(effect.base)),
-            base_version=effect.version - 1,
-            slot=f"{effect.version}-{effect.assignment}",
-            ranges=effect.ranges if self._config.data.mode == "dealt" else None,
-            local_epochs=strategy.local_epochs,
-            local_steps=strategy.local_steps,
-            sync_interval_s=strategy.sync_interval_s,
-            seed=effect.seed,
-            output=str(out),
-        )
-
-        def progress(progress: Progress) -> None:
-            self.put(
-                lambda now: self.peer.progress(effect.id, now, step=progress.local_step, loss=progress.loss)
-            )
-
-        trained = await self._ask(lambda: self.trainer.train(request, progress))
-        if not trained.finite:
-            out.unlink(missing_ok=True)
-            return fx.Failed(f"the contribution is not finite (loss {trained.loss})")
-        ref = await trio.to_thread.run_sync(functools.partial(self.store.put_file, out, move=True))
-        wall_ns = int(trained.wall_s * 1e9)
-        return fx.Done(fx.Trained(ref, trained.samples, trained.steps, trained.norm, trained.loss, wall_ns))
-
-    async def _validate(self, effect: fx.Validate) -> fx.Outcome:
-        ranges = effect.ranges if self._config.data.mode == "dealt" else None
-        request = ValidateRequest(str(self.store.file_of(effect.state)), ranges)
-        done = await self._ask(lambda: self.trainer.validate(request))
-        return fx.Done(fx.Validated(done.samples, done.loss_sum, done.metric_sums))
-
-    async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Asks the trainer, again when it died meanwhile."""
-        for attempt in range(TRAINER_RETRIES + 1):
-            try:
-                return await ask()
-            except TrainerDied:
-                if attempt == TRAINER_RETRIES:
-                    raise
-        raise LocalError("unreachable")
-
-    async def _adopt_all(self) -> None:
-        """Keeps the model file at the newest certified version; those between may be skipped."""
-        while True:
-            await self._adopt_due.wait()
-            self._adopt_due = trio.Event()
-            adopt = self._adopted
-            # A certificate that an earlier life was killed with, before it was durable, is learned again: the file stays.
-            if adopt is None or adopt.version <= self.exported_version:
-                continue
-            try:
-                await self._export(adopt)
-            except (P2PCoordError, OSError) as error:
-                self._event("export-failed", {"version": adopt.version, "reason": str(error)})
-            else:
-                self.exported_version = adopt.version
-
-    def _model_on_disk(self) -> int:
-        """The version that an earlier life showed; -1 when there is none."""
-        try:
-            with (self.store.path / MODEL_FILE).open("rb") as file:
-                version = model_version(file)
-        except OSError:
-            return -1
-        return int(version) if version.isdecimal() else -1
-
-    async def _export(self, adopt: fx.Adopt) -> None:
-        temporary = self._scratch_path("model")
-        metadata = {"p2pcoord_version": str(adopt.version), "p2pcoord_state": adopt.state.root.hex()}
-        state = str(self.store.file_of(adopt.state))
-        await self._ask(lambda: self.trainer.export(Export(state, str(temporary), metadata)))
-
-        def publish(path: Path) -> None:
-            temporary.replace(path)
-
-        await trio.to_thread.run_sync(self.store.replace_file, MODEL_FILE, publish)
 
 
 def _next_batch(waiting: list[fx.Persist]) -> tuple[list[fx.Persist], list[fx.Persist]]:

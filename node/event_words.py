@@ -56,6 +56,24 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+def enough_reached(quorum: Mapping[str, Any]) -> bool:
+    """Whether as many voters can be reached as a quorum needs: of both committees while one takes over from the other."""
+    halves = (quorum, quorum.get("outgoing") or quorum)
+    return all(half.get("reachable", 0) >= half.get("needed", 0) > 0 for half in halves)
+
+
+def voters_reached(quorum: Mapping[str, Any]) -> str:
+    """How many voters can be reached of those needed."""
+
+    def told(half: Mapping[str, Any]) -> str:
+        return f"{half.get('reachable', '?')} of {half.get('needed', '?')} needed"
+
+    outgoing = quorum.get("outgoing")
+    if not outgoing:
+        return told(quorum)
+    return f"{told(quorum)}, and {told(outgoing)} of the outgoing voters"
+
+
 def in_words(event: str, fields: Mapping[str, Any], name_of: NameOf) -> str | None:
     """The event as a sentence on one line; None for events that are for the file only."""
     words = WORDS.get(event)
@@ -119,8 +137,7 @@ WORDS: Final[dict[str, Words]] = {
     "transfer-failed": lambda f, n: f"{_who(f, n, 'target')} did not take the duty over",
     "committee": lambda f, n: f"the voters shall be {_names(f.get('voters'), n)}",
     "quorum-lost": lambda f, n: (
-        f"waiting for quorum: {f.get('reachable', '?')} of {f.get('needed', '?')} needed; missing "
-        f"{_names(f.get('missing'), n)}"
+        f"waiting for quorum: {voters_reached(f)}; missing {_names(f.get('missing'), n)}"
     ),
     "quorum-regained": lambda f, n: "there is a quorum again",
     # The round

@@ -19,6 +19,7 @@ import msgspec
 
 from p2pcoord.errors import RemoteError, UserError
 from p2pcoord.identity import PROTOCOL_VERSION
+from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 
 MAX_HELLO_BYTES = 4096
@@ -56,6 +57,11 @@ def make_hello(run: bytes, proof: bytes) -> bytes:
     return encode(
         Hello(PROTOCOL_VERSION, program_version(), platform.python_version(), torch_version(), run, proof)
     )
+
+
+def proof_of(secret: bytes | None, run: bytes, peer_id: str) -> bytes:
+    """What a peer shows of the secret in its hello and admission; empty where it has none (an open run)."""
+    return join_proof(secret, run, peer_id) if secret else b""
 
 
 def check_hello(data: bytes, run: bytes, may_join: Callable[[bytes], str]) -> str | None:

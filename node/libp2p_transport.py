@@ -40,7 +40,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from node.addresses import Address, parse_address, parse_listen_address, reachable_hosts
-from node.announcements import MAX_ANNOUNCEMENT_BYTES, Announcements
+from node.announcements import MAX_ANNOUNCEMENT_BYTES, Announcements, check_announcement
 from node.identity_key import IdentityKey
 from node.introductions import GONE, MESSAGES, Introductions, plain_reason
 from node.link import MAX_FRAME_BYTES, MAX_HELLO_BYTES, SESSION_BYTES, Link
@@ -86,6 +86,7 @@ class Libp2pTransport:
         check_hello: CheckHello,
         session: bytes,
         announce: Sequence[str],
+        check_announcement: Callable[[bytes], None],
         limits: TransportLimits,
     ) -> None:
         self.peer_id = key.peer_id
@@ -111,7 +112,7 @@ class Libp2pTransport:
         self._host.set_stream_handler(MESSAGES, self._introductions.answer)
         self._swarm.set_stream_handler(self._serve_stream)
         self._announcements = Announcements(
-            self._host, ANNOUNCEMENTS_TOPIC, self.is_connected, self.counters.count
+            self._host, ANNOUNCEMENTS_TOPIC, self.is_connected, check_announcement, self.counters.count
         )
 
     _identify_addresses: Sequence[
@@ -149,11 +150,6 @@ class Libp2pTransport:
 
     def connected_peers(self) -> tuple[str, ...]:
         return tuple(self._links)
-
-    def round_trip_s(self, peer: str) -> float | None:
-        """The newest measured round trip to a connected peer in seconds, None before the first."""
-        link = self._link(peer)
-        return link.round_trip_s if link else None
 
     def send(self, peer: str, frame: bytes) -> bool:
         """Queue a message. False when there is no link (any more): nothing is kept for later."""
@@ -378,12 +374,14 @@ async def open_transport(
     check_hello: CheckHello,
     session: bytes,
     announce: Sequence[str] = (),
+    check_announcement: Callable[[bytes], None] = check_announcement,
     limits: TransportLimits | None = None,
 ) -> AsyncIterator[Libp2pTransport]:
     """Run a transport. On leaving, peers get what was sent to them, then everything is closed (a second at most for each).
 
     `listen`: addresses with an IP (`/ip4/0.0.0.0/tcp/4001`; port 0: any); empty: dial only. `announce`: addresses to tell
-    others besides those found. `session`: SESSION_BYTES random bytes of this process.
+    others besides those found. `check_announcement` raises RemoteError for what members do not announce: it is dropped.
+    `session`: SESSION_BYTES random bytes of this process.
     Raises UserError: a bad address, a port that is taken.
     """
     if len(hello) > MAX_HELLO_BYTES or len(session) != SESSION_BYTES:
@@ -396,7 +394,9 @@ async def open_transport(
     except RemoteError as error:
         raise UserError(f"cannot announce that: {error.detail}", exit_code=2) from error
     addresses = [parse_listen_address(text) for text in listen]
-    transport = Libp2pTransport(key, hello, check_hello, session, announced, limits or TransportLimits())
+    transport = Libp2pTransport(
+        key, hello, check_hello, session, announced, check_announcement, limits or TransportLimits()
+    )
     announcements = transport._announcements
     listeners: list[trio.SocketListener] = []
     failure: Exception | None = None

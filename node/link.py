@@ -102,7 +102,6 @@ class Link:
         self.ended = trio.Event()
         self.reason = ""
         self.retiring = False  # nothing new is sent here
-        self.round_trip_s: float | None = None
         self._reader = reader
         reader.limits = LINK_LIMITS
         self._limits = limits
@@ -113,7 +112,6 @@ class Link:
         self._wakeup = trio.Event()
         self._closing = trio.Event()
         self._asked_to_retire = False
-        self._pinged_at: float | None = None
 
     def send(self, message: bytes) -> bool:
         """Queue a message. False when the link is ending or retiring; a queue that overflows ends it."""
@@ -210,7 +208,7 @@ class Link:
                 elif kind == PING:
                     self._enqueue(frame(PONG, body), first=True)
                 elif kind == PONG:
-                    self._answered()
+                    pass  # that something came is all that counts (`_watch`)
                 elif kind == RETIRE:
                     self._peer_retires()
                 else:
@@ -226,7 +224,7 @@ class Link:
         socket = self.muxer.socket_stream
         interval_s = self._limits.ping_interval_s
         while True:
-            self._pinged_at = asked_at = trio.current_time()
+            asked_at = trio.current_time()
             self._enqueue(frame(PING, b"\x00" * PING_BYTES), first=True)
             await trio.sleep(interval_s)
             if self._asked_to_retire:
@@ -246,11 +244,6 @@ class Link:
 
     def _lose(self) -> None:
         self.close("the peer left" if self.retiring and not self._asked_to_retire else "connection lost")
-
-    def _answered(self) -> None:
-        if self._pinged_at is not None:
-            self.round_trip_s = trio.current_time() - self._pinged_at
-            self._pinged_at = None
 
     def _peer_retires(self) -> None:
         if self._asked_to_retire:

@@ -11,7 +11,6 @@ rounds have lost their bodies, so that only their headers are checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -48,7 +47,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Wrong(Exception):
-    """The log makes no sense from here on. Caught by `verify` and `replay_frames`."""
+    """The log makes no sense from here on. Caught by `verify`."""
 
     def __init__(self, what: str, frame: int, height: int | None = None) -> None:
         super().__init__(what)
@@ -283,14 +282,3 @@ def _height_of(frame: PeerFrame) -> int | None:
     if isinstance(frame, Certified):
         return frame.certificate.height
     return frame.height if isinstance(frame, Truncated) else None
-
-
-def replay_frames(payloads: Sequence[bytes], replay: Replay) -> Problem | None:
-    """The first thing wrong in these frames; None when all is well."""
-    try:
-        for payload in payloads:
-            replay.take(payload)
-        replay.end()
-    except Wrong as wrong:
-        return wrong.problem
-    return None

@@ -10,16 +10,13 @@ Theory of operation
     hashed again, so what a crash left of it needs no record of its own.
 """
 
-import mmap
 import os
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from node.directory import Directory, sync, sync_directory, write_at
 from p2pcoord.content import (
@@ -40,6 +37,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _HASHES = ".hashes"
+
+# A download that nobody has gone on with for so long is of a round that is over: what is still wanted is asked for again
+# within seconds, also after a restart.
+STOPPED_S = 600
 
 
 class MissingObject(LocalError):
@@ -145,12 +146,6 @@ class Objects(Directory):
         self._sizes: dict[bytes, int] = {}
         self._writers: dict[bytes, ObjectWriter | None] = {}  # None: about to be there
 
-    @property
-    def objects_bytes(self) -> int:
-        """Bytes of all objects, and of incomplete downloads at their full size; manifests not counted."""
-        with self._objects_lock:
-            return sum(self._sizes.values()) + sum(path.stat().st_size for path in self._partial_files())
-
     def refs(self) -> frozenset[ContentRef]:
         """Everything that is held."""
         with self._objects_lock:
@@ -224,14 +219,6 @@ class Objects(Directory):
             self._writers[ref.root] = writer
         return writer
 
-    def partial(self) -> tuple[Manifest, ...]:
-        """Manifests of downloads that were begun and not finished (those with a writer at work included)."""
-        found = []
-        for path in self._partial_files():
-            with suppress(DamagedObject, OSError, ValueError):
-                found.append(_read_hashes(_hashes_of(path), bytes.fromhex(path.name)))
-        return tuple(found)
-
     def manifest(self, ref: ContentRef) -> Manifest:
         """The manifest of an object; read, or made anew from the bytes if it was lost.
 
@@ -260,18 +247,6 @@ class Objects(Directory):
             raise DamagedObject(f"chunk {index} of {self._path_of(ref.root)} changed on the disk")
         return chunk
 
-    def map(self, ref: ContentRef) -> npt.NDArray[np.uint8]:
-        """The object as a read-only array of uint8, shape (size_bytes,): a memory map, so nothing is checked.
-
-        It stays valid when the object is deleted. `.view(dtype)` gives tensors. Raises MissingObject.
-        """
-        if ref.size_bytes == 0:
-            self._object(ref)
-            return np.frombuffer(b"", dtype=np.uint8)
-        with self._reading(ref) as descriptor:
-            mapped = mmap.mmap(descriptor, ref.size_bytes, access=mmap.ACCESS_READ)
-        return np.frombuffer(mapped, dtype=np.uint8)
-
     def check(self, ref: ContentRef) -> None:
         """Read all of an object and compare it with its root. Raises MissingObject or DamagedObject."""
         manifest = self.manifest(ref)
@@ -280,31 +255,23 @@ class Objects(Directory):
         if damaged:
             raise DamagedObject(f"chunks {damaged[:8]} of {self._path_of(ref.root)} changed on the disk")
 
-    def delete(self, ref: ContentRef) -> bool:
-        """Forget an object; whether it was here. What is mapped or being read stays readable."""
-        with self._objects_lock:
-            if not self.has(ref):
-                return False
-            with self._writing("objects"):
-                self._remove(self._path_of(ref.root))
-            del self._sizes[ref.root]
-            return True
-
-    def discard(self, keep: Collection[ContentRef]) -> int:
-        """Forget all objects and stopped downloads that are not in `keep`; return the bytes freed."""
-        kept = {ref.root for ref in keep}
+    def discard(self, roots: Collection[bytes]) -> int:
+        """Forget these objects, and downloads that nobody goes on with; return the bytes freed. What is open stays readable."""
         freed = 0
         with self._objects_lock:
-            for ref in self.refs():
-                if ref.root not in kept and self.delete(ref):
-                    freed += ref.size_bytes
-            kept.update(self._writers)
-            names = {root.hex() for root in kept}
+            for root in roots:
+                with self._writing("objects"):
+                    if root not in self._sizes:
+                        continue
+                    self._remove(self._path_of(root))
+                    freed += self._sizes.pop(root)
+            at_work = {root.hex() for root in self._writers}
             for path in self._partial_files():
-                if path.name not in names:
-                    freed += path.stat().st_size
-                    with self._writing("partial"):
-                        self._remove(path)
+                if path.name in at_work or time.time() - (status := path.stat()).st_mtime <= STOPPED_S:
+                    continue
+                with self._writing("partial"):
+                    self._remove(path)
+                freed += status.st_size
         return freed
 
     def _partial_files(self) -> tuple[Path, ...]:

@@ -17,24 +17,24 @@ from pathlib import Path
 import msgspec
 import trio
 
-from node import bulk
-from node.hello import SECRET_BYTES, JoinToken, parse_token
+from node.bulk_fetch import FetchError, fetch_into
+from node.hello import SECRET_BYTES, JoinToken, parse_token, proof_of
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
+from node.question import NoAnswer, ask
 from node.store import Store
 from node.trainer_process import Trainer
 from node.trainer_protocol import Configure, Initialize
-from node.transport_events import DialError, Disconnected, Received
+from node.transport_events import DialError
 from node.workload_loading import BUILT_IN, parse_spec
 from p2pcoord.consensus.record import Admission, Genesis, Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
-from p2pcoord.content import ContentRef, Manifest
+from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError, UserError
 from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
-from p2pcoord.messages import GenesisReply, GenesisRequest, decode_message
+from p2pcoord.messages import GenesisReply, GenesisRequest
 from p2pcoord.optimization.optimizer import configured
-from p2pcoord.rounds.participation import join_proof
 from p2pcoord.run_config import (
     NONCE_BYTES,
     RunConfig,
@@ -48,9 +48,6 @@ from p2pcoord.run_config import decode as decode_config
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import decode, encode
 from p2pcoord.workload import WorkloadPins, compare_pins
-
-# A joiner waits this long for genesis: one round trip, on a link that was made a moment ago.
-GENESIS_TIMEOUT_S = 10.0
 
 LOCAL_FILE = "node.cbor"
 
@@ -228,22 +225,12 @@ async def ask_genesis(
     Raises UserError when nobody answers there, or what is answered is another run.
     """
     peer = await _connect(transport, bootstrap)
-    proof = join_proof(token.secret, token.run, key.peer_id) if token is not None and token.secret else b""
-    transport.send(peer, encode(GenesisRequest(Admission(key.peer_id, "", proof))))
-    genesis: Record | None = None
-    with trio.move_on_after(GENESIS_TIMEOUT_S):
-        while genesis is None:
-            event = await transport.receive()
-            if isinstance(event, Disconnected) and event.peer == peer:
-                raise UserError(f"the peer at {bootstrap[0]} closed the connection: {event.reason}")
-            if isinstance(event, Received) and event.peer == peer:
-                try:
-                    message = decode_message(event.frame)
-                except RemoteError:
-                    continue
-                if isinstance(message, GenesisReply):
-                    genesis = message.genesis
-    if genesis is None:
+    proof = proof_of(token.secret, token.run, key.peer_id) if token is not None else b""
+    try:
+        reply = await ask(transport, peer, GenesisRequest(Admission(key.peer_id, "", proof)), GenesisReply)
+    except NoAnswer as silence:
+        if silence.closed is not None:
+            raise UserError(f"the peer at {bootstrap[0]} closed the connection: {silence.closed}") from None
         why = (
             "it may need the run's secret: use the whole line that a node of the run printed"
             if token is None
@@ -251,8 +238,8 @@ async def ask_genesis(
         )
         raise UserError(
             f"the peer at {bootstrap[0]} does not say which run it is in. {why}".rstrip(". ") + "."
-        )
-    return peer, genesis
+        ) from None
+    return peer, reply.genesis
 
 
 async def _connect(transport: Libp2pTransport, bootstrap: tuple[str, ...]) -> str:
@@ -309,7 +296,10 @@ async def join(
     assert isinstance(body, Genesis)
     for what, ref in (("data set", body.dataset), ("frozen parameters", body.frozen)):
         if ref is not None and not store.has(ref):
-            await _fetch(store, transport, ref, source, what)
+            try:
+                await fetch_into(store, transport, ref, [source])
+            except FetchError as error:
+                raise UserError(f"the run's {what} could not be fetched: {error}") from error
     await trainer.ready()
     await configure(trainer, config, store, body.dataset, body.frozen)
     described = await trainer.describe()
@@ -319,23 +309,6 @@ async def join(
     for told in difference.warned:
         warn(told)
     return Run(genesis, config, pins, token.secret or None if token is not None else None)
-
-
-async def _fetch(store: Store, transport: Libp2pTransport, ref: ContentRef, source: str, what: str) -> None:
-    writers = []
-
-    def sink(manifest: Manifest) -> bulk.Sink:
-        writers.append(store.writer(manifest))
-        return writers[0]
-
-    try:
-        await bulk.fetch(transport, ref, [source], sink)
-        await trio.to_thread.run_sync(writers[0].commit)
-    except bulk.FetchError as error:
-        raise UserError(f"the run's {what} could not be fetched: {error}") from error
-    finally:
-        for writer in writers:
-            writer.close()
 
 
 def workload_for(config: RunConfig, given: str | None) -> str:

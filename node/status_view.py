@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.event_words import in_words, number, printable, short_name
+from node.event_words import enough_reached, in_words, number, printable, short_name, voters_reached
 from p2pcoord.errors import UserError
 
 LAST_EVENTS: Final = 6
@@ -45,7 +45,8 @@ def name_in(document: Document) -> Callable[[str], str]:
 
 def lines(document: Document, now: datetime) -> list[str]:
     """What is not a table, one line each, in the order in which it is shown. `now` is local time."""
-    told = [_who(document), _progress(document), quorum_line(document, now)]
+    told = [_who(document), _progress(document)]
+    told += [] if is_over(document) else [quorum_line(document, now)]
     told += filter(None, (_metrics(document), _losses(document), _last_commit(document), _rejected(document)))
     if document.get("failpoint"):
         told.append(f"held by a failpoint: {document['failpoint']}")
@@ -89,16 +90,20 @@ def is_over(document: Document) -> bool:
 def quorum_line(document: Document, now: datetime) -> str:
     """Whether the run can go on, and who is missing if not."""
     quorum = document.get("quorum") or {}
-    voters, reachable, needed = quorum.get("voters", 0), quorum.get("reachable", 0), quorum.get("needed", 0)
     missing = [_missing(document, peer, now) for peer in quorum.get("missing") or ()]
     absent = f"; missing {', '.join(missing)}" if missing else ""
-    if (
-        not quorum.get("held") and reachable >= needed > 0
-    ):  # an election, or a cut that nobody has noticed yet
-        return f"waiting for a coordinator: {reachable} of {voters} voters reachable, {needed} needed{absent}"
-    if not quorum.get("held"):
-        return f"waiting for quorum: {reachable} of {needed} needed{absent}"
-    return f"quorum: {reachable} of {voters} voters reachable, {needed} needed{absent}"
+    if not quorum.get("held") and not enough_reached(quorum):
+        return f"waiting for quorum: {voters_reached(quorum)}{absent}"
+    told = _reachable(quorum, "voters")
+    if quorum.get("outgoing"):
+        told += f", and {_reachable(quorum['outgoing'], 'outgoing voters')}"
+    # Without a coordinator: an election, or a cut that nobody has noticed yet.
+    return f"{'quorum' if quorum.get('held') else 'waiting for a coordinator'}: {told}{absent}"
+
+
+def _reachable(half: Mapping[str, Any], who: str) -> str:
+    voters, reachable, needed = (half.get(name, 0) for name in ("voters", "reachable", "needed"))
+    return f"{reachable} of {voters} {who} reachable, {needed} needed"
 
 
 def _missing(document: Document, peer: str, now: datetime) -> str:
@@ -198,6 +203,8 @@ def members_table(document: Document) -> Table:
     for member in members[:MAX_MEMBERS]:
         alive = bool(member.get("alive"))
         state = f"excluded: {member['excluded']}" if member.get("excluded") else member.get("state") or "-"
+        if is_over(document) and not alive:
+            state, alive = "ended", True  # as all do
         cells = (
             member.get("name") or "-",
             member.get("role") or "-",

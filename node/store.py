@@ -109,11 +109,6 @@ class Store(Objects):
             raise LocalError(f"the log of {self.path} has changed since it was recovered")
         return self._recovery
 
-    @property
-    def log_bytes(self) -> int:
-        """The log's size: what compaction is decided by."""
-        return self._tail.offset
-
     def append(self, payloads: Sequence[bytes]) -> int:
         """Write payloads behind the log and sync: they are durable then. Returns the number of frames.
 
@@ -144,11 +139,12 @@ class Store(Objects):
     def set_aside_log(self) -> Path:
         """Keep a refused log under another name, which is returned, and begin an empty one, for a new key.
 
-        Raises LocalError when the log is fine.
+        It may be refused here (CorruptLog), or by whoever read it: another key's, or of another program. Raises
+        LocalError for a log that was written to since it was opened: that one is in use.
         """
         with self._log_lock:
-            if self._corrupt is None:
-                raise LocalError("the log can be used: it is not set aside")
+            if self._corrupt is None and self._recovery is None:
+                raise LocalError("the log is in use: it is not set aside")
             with self._writing("the log"):
                 number = 1
                 while (kept := self.path / f"log.refused-{number}").exists():

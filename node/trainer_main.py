@@ -22,6 +22,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+import psutil
+
 from node.trainer_protocol import (
     LENGTH_BYTES,
     MAX_FRAME_BYTES,
@@ -132,7 +134,12 @@ class Trainer:
         with user_code("run_defaults()"):
             defaults = {name: dict(table) for name, table in self._class.run_defaults().items()}
         return Loaded(
-            source_hash(self._class), defaults, str(self._device), device_name, str(torch.__version__)
+            source_hash(self._class),
+            defaults,
+            str(self._device),
+            device_name,
+            memory_of(self._device),
+            str(torch.__version__),
         )
 
     def _configure(self, request: Configure) -> Configured:
@@ -176,6 +183,15 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     return torch.device(
         chosen
     ), "Apple GPU" if chosen == "mps" else platform.processor() or platform.machine()
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the device's own memory; of the machine's, which the processor and Apple's GPUs work in."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 def main() -> None:

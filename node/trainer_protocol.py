@@ -135,13 +135,15 @@ class Cancel(Body, frozen=True, tag="cancel"):
 class Loaded(Body, frozen=True, tag="loaded"):
     """The workload's class was read, nothing of it called but `run_defaults`.
 
-    `source` is SHA-256 of its file. `device` is what "auto" came to, `device_name` its name for people.
+    `source` is SHA-256 of its file. `device` is what "auto" came to, `device_name` its name for people, `memory_bytes` the memory
+    that training can use there: an accelerator's own, else the machine's.
     """
 
     source: Hash
     run_defaults: dict[str, Any]
     device: str
     device_name: str
+    memory_bytes: int
     torch_version: str
 
 

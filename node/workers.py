@@ -176,20 +176,6 @@ def step(
     return StepOutcome(finite, size)
 
 
-def norm_of(layout: Layout, path: Path, between_pieces: Callable[[], None] = _nothing) -> float:
-    """L2 norm of the parameters' section of a contribution, partial sum or result, float64: what its header has to say.
-
-    The same bits on every machine; infinite or NaN when an element is. Raises as `combine` does.
-    """
-    require_ieee_arithmetic()
-    vector = layout.parameters(_map(path, layout.contribution_bytes))
-    norm = NormSum()
-    for start in range(0, vector.size, PIECE):
-        norm.add(vector[start : start + PIECE])
-        between_pieces()
-    return norm.norm()
-
-
 def _map(path: Path, size_bytes: int) -> Octets:
     """The file's bytes, mapped read-only. Raises RemoteError "bad_size" if there are not exactly `size_bytes`."""
     found = path.stat().st_size

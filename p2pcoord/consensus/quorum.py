@@ -41,11 +41,6 @@ class Committee(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         """All who have a vote, incoming first, none twice."""
         return self.voters + tuple(peer for peer in self.outgoing if peer not in self.voters)
 
-    @property
-    def needed(self) -> int:
-        """The size of the smallest majority of the voters (of the larger half when joint)."""
-        return max(majority(len(self.voters)), majority(len(self.outgoing)) if self.joint else 0)
-
     def is_quorum(self, peers: Collection[str]) -> bool:
         """Whether `peers` hold a majority, in both halves when joint."""
         return has_majority(self.voters, peers) and (not self.joint or has_majority(self.outgoing, peers))

@@ -69,12 +69,6 @@ def test_everyone_is_listed_once_incoming_voters_first() -> None:
     assert Committee(("C", "D")).everyone == ("C", "D")
 
 
-def test_needed_is_the_majority_of_the_larger_half() -> None:
-    assert Committee(tuple("ABC")).needed == 2
-    assert Committee(tuple("ABC"), tuple("ABCDE")).needed == 3
-    assert Committee(tuple("ABCDE"), tuple("A")).needed == 3
-
-
 @pytest.mark.parametrize(
     "committee",
     [

@@ -107,10 +107,20 @@ class Stranger:
     def say(self, message: AnyMessage) -> bool:
         return self.send(encode(message))
 
+    async def announce(self, data: bytes) -> None:
+        await self._transport.announce(data)
+
     async def ask(self, message: AnyMessage, kind: type[AnyMessage]) -> AnyMessage:
         """Its answer of this kind. Raises trio.TooSlowError."""
         self.say(message)
-        with trio.fail_after(ANSWER_S):
+        answer = await self.hears(kind)
+        if answer is None:
+            raise trio.TooSlowError
+        return answer
+
+    async def hears(self, kind: type[AnyMessage], within_s: float = ANSWER_S) -> AnyMessage | None:
+        """The next message of this kind; None when there is none in time."""
+        with trio.move_on_after(within_s):
             while True:
                 event = await self._transport.receive()
                 if isinstance(event, Received):
@@ -118,6 +128,7 @@ class Stranger:
                         answer = decode_message(event.frame)
                         if isinstance(answer, kind):
                             return answer
+        return None
 
     async def introduce(self) -> None:
         """Shows the proof, as a joiner does before it asks for anything."""
@@ -136,6 +147,7 @@ async def stranger(token: JoinToken, address: str, *, hello: bytes | None = None
         hello=right if hello is None else hello,
         check_hello=lambda peer, data: check_hello(data, token.run, lambda _: ""),
         session=os.urandom(SESSION_BYTES),
+        check_announcement=lambda data: None,
     ) as transport:
         try:
             node = await transport.connect(None, (address,))

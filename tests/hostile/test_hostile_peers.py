@@ -26,6 +26,7 @@ from p2pcoord.messages import (
     LeaveRequest,
     Records,
     RecordsRequest,
+    StatusReply,
     StatusRequest,
 )
 from p2pcoord.rounds.participation import join_proof
@@ -298,6 +299,27 @@ def test_a_stranger_that_has_shown_no_proof_of_its_own_gets_no_records(target: T
             return False
 
     assert not trio.run(ask)
+
+
+def test_what_is_announced_and_is_no_record_is_counted_and_answered_by_nobody(target: Target) -> None:
+    async def run() -> str:
+        async with stranger(target.token, target.address) as peer:
+            await peer.introduce()
+            with trio.move_on_after(15):
+                while not await trio.to_thread.run_sync(
+                    target.by, peer.peer_id
+                ):  # gossip takes a heartbeat to begin
+                    await peer.announce(encode(StatusRequest(Admission(peer.peer_id, "", peer.proof))))
+                    await peer.announce(os.urandom(100))
+                    await trio.sleep(0.2)
+            assert await peer.hears(StatusReply, 1.0) is None
+            return peer.peer_id
+
+    before = target.of("bad_announcement")
+    peer = trio.run(run)
+    assert target.by(peer) > 0
+    assert target.of("bad_announcement") > before
+    target.goes_on(1)
 
 
 def test_a_flood_of_garbage_delays_nobody_and_fills_no_file(target: Target) -> None:

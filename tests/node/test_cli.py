@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from node import cli as cli_module
 from node.cli import cli
 from node.events import EventLog
+from node.start import NodeOptions
 from node.status_socket import serve_status
 from node.store import StorageError, Store
 from p2pcoord.errors import UserError
@@ -223,13 +224,13 @@ def test_the_nodes_flags_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1  # what the node said
     assert result.stdout == "peer 12D3\n"
     (options,) = seen
-    assert options == node.process.NodeOptions(
+    assert options == NodeOptions(
         data_dir=Path("d"), bootstrap=("a:1", "b:2"), secret="s", workload="f.py:X", config=Path("run.toml"),
         local={"path": "/a=b"}, listen=("/ip4/0.0.0.0/tcp/1",), announce=("c:3",), name="n", device="cuda:1", rounds=7,
         init=Path("i.safetensors"), open=True,
     )  # fmt: skip
     run("node")
-    assert seen[1] == node.process.NodeOptions(data_dir=Path("./p2pcoord-data"))
+    assert seen[1] == NodeOptions(data_dir=Path("./p2pcoord-data"))
 
 
 def test_a_screen_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

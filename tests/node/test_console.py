@@ -199,8 +199,9 @@ def emitted() -> dict[str, str]:
     found = {"events-dropped": "node/events.py"}
     for path in sorted([*ROOT.glob("p2pcoord/**/*.py"), *ROOT.glob("node/*.py")]):
         for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args:
-                if call.func.attr in ("emit", "_event", "_tell_event"):
+            if isinstance(call, ast.Call) and call.args:
+                called = getattr(call.func, "attr", None) or getattr(call.func, "id", None)
+                if called in ("emit", "_event", "event"):
                     for constant in ast.walk(call.args[0]):
                         if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
                             found[constant.value] = str(path.relative_to(ROOT))

@@ -17,6 +17,7 @@ from libp2p.io.exceptions import IOException
 from libp2p.network.stream.net_stream import NetStream
 
 import node.transport_guard
+from node.announcements import check_announcement
 from node.identity_key import IdentityKey
 from node.introductions import MESSAGES
 from node.libp2p_transport import Libp2pTransport, open_transport
@@ -42,7 +43,10 @@ from node.transport_guard import (
     upgrade,
     write_within,
 )
+from p2pcoord.consensus.statements import Certificate
 from p2pcoord.errors import LocalError, UserError
+from p2pcoord.messages import Records, RecordsRequest, StatusReply
+from p2pcoord.wire import encode
 
 E = TypeVar("E", bound=Event)
 
@@ -58,6 +62,7 @@ def opened(
     *,
     hello: bytes = b"hello",
     check_hello: CheckHello = accept_all,
+    check_announcement: Callable[[bytes], None] = lambda data: None,
     limits: TransportLimits | None = None,
 ) -> AbstractAsyncContextManager[Libp2pTransport]:
     return open_transport(
@@ -66,6 +71,7 @@ def opened(
         hello=hello,
         check_hello=check_hello,
         session=os.urandom(8),
+        check_announcement=check_announcement,
         limits=limits,
     )
 
@@ -329,17 +335,6 @@ async def test_a_cancelled_dial_leaves_nothing_behind() -> None:
             while not isinstance(event := await a.receive(), Received):
                 pass
             assert event.frame == b"after all"
-
-
-@pytest.mark.trio
-async def test_round_trips_are_measured() -> None:
-    limits = TransportLimits(link=LinkLimits(ping_interval_s=0.05))
-    with trio.fail_after(10):
-        async with linked(limits) as (a, b):
-            await eventually(lambda: a.round_trip_s(b.peer_id) is not None)
-            measured = a.round_trip_s(b.peer_id)
-            assert measured is not None
-            assert 0 < measured < 1
 
 
 @pytest.mark.trio
@@ -768,6 +763,29 @@ async def test_malformed_gossip_is_counted_and_gossip_goes_on() -> None:
             await trio.sleep(1.5)
             await b.announce(b"afterwards")
             assert await announced(a) == Announced(b.peer_id, b"afterwards")
+
+
+@pytest.mark.trio
+async def test_what_is_no_certified_record_is_counted_and_not_passed_on() -> None:
+    certificate = Certificate(1, 1, bytes(32), ())
+    records = encode(Records((), certificate, 1))
+    with trio.fail_after(20):
+        async with opened() as author, opened(check_announcement=check_announcement) as b, opened() as c:
+            await b.connect(author.peer_id, author.addresses())
+            await c.connect(b.peer_id, b.addresses())
+            await trio.sleep(1.2)  # a heartbeat, for the mesh to form
+            for data in (
+                encode(RecordsRequest(1)),
+                encode(StatusReply(b"")),
+                b"",
+                os.urandom(100),
+                records + b"x",
+            ):
+                await author.announce(data)
+            await author.announce(records)
+            assert (await announced(b)).data == records
+            assert (await announced(c)).data == records, "of the rest, nothing went further"
+            assert b.counters.of(author.peer_id) == {"bad_announcement": 5}
 
 
 @pytest.mark.trio

@@ -11,7 +11,7 @@ import trio
 from rich.console import Console
 
 from node import status_view
-from node.status_view import LAST_EVENTS, is_over, lines, render
+from node.status_view import LAST_EVENTS, is_over, lines, quorum_line, render
 from p2pcoord.errors import UserError
 
 NOW = datetime(2026, 1, 1, 14, 12, 30)
@@ -89,14 +89,39 @@ def test_a_missing_voter_is_named_although_there_is_a_quorum() -> None:
     assert "quorum: 2 of 3 voters reachable, 2 needed; missing laptop (last seen 14:12)" in told
 
 
+def test_while_the_committee_changes_it_says_which_half_lacks_voters() -> None:
+    quorum = {
+        "voters": 3, "reachable": 3, "needed": 2, "held": False, "missing": [B],
+        "outgoing": {"voters": 2, "reachable": 1, "needed": 2},
+    }  # fmt: skip
+    told = [quorum_line(document(quorum=quorum), NOW)]
+    quorum["outgoing"] = {"voters": 2, "reachable": 2, "needed": 2}
+    told.append(quorum_line(document(quorum=quorum | {"missing": []}), NOW))
+    told.append(quorum_line(document(quorum=quorum | {"missing": [], "held": True}), NOW))
+    assert told == [
+        "waiting for quorum: 3 of 2 needed, and 1 of 2 needed of the outgoing voters; missing lab2 (last seen 14:12)",
+        "waiting for a coordinator: 3 of 3 voters reachable, 2 needed, and 2 of 2 outgoing voters reachable, 2 needed",
+        "quorum: 3 of 3 voters reachable, 2 needed, and 2 of 2 outgoing voters reachable, 2 needed",
+    ]
+
+
 def test_the_end_of_the_run_and_a_coordinator_say_so() -> None:
-    over = document(version=30, role="coordinator")
+    quorum = {"voters": 3, "reachable": 1, "needed": 2, "held": False, "missing": [B, C]}
+    over = document(
+        version=30,
+        role="coordinator",
+        quorum=quorum,
+        members=[member(A, "lab1", version=30), member(B, "lab2", alive=False, state="dead", version=30)],
+    )
     assert is_over(over)
     assert not is_over(document())
     assert not is_over({})
     told = lines(over, NOW)
     assert told[0].startswith("lab1  coordinator of term 3  run ")
     assert told[1] == "version 30 of 30: the run is over"
+    assert not any(line.startswith("waiting") for line in told), "whoever is gone has ended"
+    [row] = [line.split() for line in text_of(over).splitlines() if line.startswith("lab2")]
+    assert row[2] == "ended"
 
 
 def test_rejected_messages_are_counted_by_kind_and_peer() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from node import store as store_module
+from node.objects import STOPPED_S
 from node.store import DamagedObject, MissingObject, StorageError, Store
 from p2pcoord.consensus import log
 from p2pcoord.content import CHUNK_BYTES, ContentRef, Manifest, chunk_span, manifest_of
@@ -33,6 +34,17 @@ def directory(tmp_path: Path) -> Path:
 def store(directory: Path) -> Iterator[Store]:
     with Store.open(directory) as opened:
         yield opened
+
+
+def held_bytes(store: Store) -> int:
+    """Of objects and of downloads; their hashes not counted."""
+    files = [path for folder in ("objects", "partial") for path in (store.path / folder).rglob("*")]
+    return sum(path.stat().st_size for path in files if path.is_file() and path.suffix != ".hashes")
+
+
+def unfinished(store: Store) -> set[str]:
+    """Roots of downloads that are not complete."""
+    return {path.name for path in (store.path / "partial").iterdir() if path.suffix != ".hashes"}
 
 
 def chunk_of(content: bytes, index: int) -> bytes:
@@ -182,9 +194,9 @@ def test_what_was_recovered_is_dropped_from_memory_at_the_first_change(store: St
 def test_a_rewritten_log_takes_the_old_ones_place_and_goes_on(directory: Path):
     with Store.open(directory) as store:
         store.append([b"old %d" % number for number in range(500)])
-        before = store.log_bytes
+        before = (directory / "log").stat().st_size
         store.rewrite_log([b"kept", b"also kept"])
-        assert store.log_bytes == (directory / "log").stat().st_size < before
+        assert (directory / "log").stat().st_size < before
         rewritten = bytearray((directory / "log").read_bytes())
         store.append([b"after"])
     with Store.open(directory) as store:
@@ -233,7 +245,7 @@ def test_appends_from_many_threads_are_each_whole(directory: Path):
 def test_a_payload_that_is_too_large_writes_nothing_and_breaks_nothing(store: Store):
     with pytest.raises(LocalError, match="at most"):
         store.append([b"fine", bytes(log.MAX_PAYLOAD_BYTES + 1)])
-    assert store.log_bytes == 0
+    assert (store.path / "log").stat().st_size == 0
     assert store.append([b"fine"]) == 1
 
 
@@ -265,7 +277,7 @@ def test_after_a_failed_append_the_store_takes_no_change_any_more(
             lambda: store.append([b"again"]),
             lambda: store.rewrite_log([]),
             lambda: store.put(b"more"),
-            lambda: store.delete(ref),
+            lambda: store.discard([ref.root]),
             lambda: store.write_file("key", b""),
         ):
             with pytest.raises(StorageError, match="takes no more changes: writing the log failed"):
@@ -310,7 +322,7 @@ def test_a_full_disk_while_an_object_is_written_is_reported_and_leaves_the_store
         with pytest.raises(StorageError, match="No space left"):
             store.write_file("key", b"secret")
     assert list((store.path / "tmp").iterdir()) == []
-    assert (store.objects_bytes, store.read_file("key")) == (0, None)
+    assert (held_bytes(store), store.read_file("key")) == (0, None)
     assert store.has(store.put(CONTENT))
     assert store.append([b"fine"]) == 1
 
@@ -368,11 +380,8 @@ def test_an_object_is_stored_under_its_root_and_read_by_chunk_and_by_map(store: 
     assert store.has(ref) and store.refs() == {ref}
     assert store.manifest(ref) == manifest_of(CONTENT)
     assert b"".join(store.read_chunk(ref, index) for index in range(3)) == CONTENT
-    mapped = store.map(ref)
-    assert mapped.dtype == np.uint8 and mapped.shape == (len(CONTENT),) and not mapped.flags.writeable
-    assert mapped.tobytes() == CONTENT
     assert object_file(store, ref).read_bytes() == CONTENT
-    assert store.objects_bytes == len(CONTENT)
+    assert held_bytes(store) == len(CONTENT)
     store.check(ref)
     with pytest.raises(LocalError, match="has no chunk 3"):
         store.read_chunk(ref, 3)
@@ -381,9 +390,9 @@ def test_an_object_is_stored_under_its_root_and_read_by_chunk_and_by_map(store: 
 def test_arrays_and_empty_content_are_objects_too(store: Store):
     array = np.linspace(0, 1, 1000, dtype=np.float32).reshape(10, 100)
     ref = store.put(array)
-    assert np.array_equal(store.map(ref).view(np.float32).reshape(10, 100), array)
+    assert store.file_of(ref).read_bytes() == array.tobytes()
     empty = store.put(b"")
-    assert store.has(empty) and store.map(empty).shape == (0,)
+    assert store.has(empty) and store.file_of(empty).read_bytes() == b""
     store.check(empty)
 
 
@@ -393,7 +402,7 @@ def test_objects_survive_a_restart_and_half_written_ones_do_not(directory: Path)
     (directory / "tmp" / "0123").write_bytes(b"half")
     with Store.open(directory) as store:
         assert store.refs() == {ref}
-        assert store.objects_bytes == len(CONTENT)
+        assert held_bytes(store) == len(CONTENT)
         assert list((directory / "tmp").iterdir()) == []
         store.check(ref)
 
@@ -471,7 +480,7 @@ def test_a_download_takes_chunks_in_any_order_and_refuses_wrong_ones(store: Stor
         assert writer.commit() == manifest.ref
         with pytest.raises(LocalError, match="closed"):
             writer.write(1, chunk_of(CONTENT, 1))
-    assert store.has(manifest.ref) and store.partial() == ()
+    assert store.has(manifest.ref) and unfinished(store) == set()
     assert list((store.path / "partial").iterdir()) == []
     store.check(manifest.ref)
     with pytest.raises(LocalError, match="here already"):
@@ -489,8 +498,8 @@ def test_a_download_goes_on_after_a_restart_and_trusts_no_byte_of_before(directo
     damaged[5] ^= 1
     partial.write_bytes(damaged)
     with Store.open(directory) as store:
-        assert store.partial() == (manifest,)
-        assert store.objects_bytes == len(CONTENT)
+        assert unfinished(store) == {manifest.root.hex()}
+        assert held_bytes(store) == len(CONTENT)
         with store.writer(manifest) as writer:
             assert writer.missing == (0, 2)
             writer.write(0, chunk_of(CONTENT, 0))
@@ -560,32 +569,35 @@ def test_a_manifest_that_was_lost_or_damaged_is_made_anew_from_the_bytes(store: 
         store.manifest(ref)
 
 
-def test_a_deleted_object_is_gone_for_everybody_but_who_mapped_it(store: Store):
+def test_a_deleted_object_is_gone_for_everybody_but_who_opened_it(store: Store):
     ref = store.put(CONTENT)
-    mapped = store.map(ref)
-    assert store.delete(ref)
-    assert not store.delete(ref)
-    for read in (store.map, store.manifest, store.check, lambda ref: store.read_chunk(ref, 0)):
-        with pytest.raises(MissingObject, match=ref.root.hex()):
-            read(ref)
-    assert mapped.tobytes() == CONTENT
-    assert store.objects_bytes == 0
+    with store.file_of(ref).open("rb") as opened:
+        assert store.discard({ref.root}) == len(CONTENT)
+        assert store.discard({ref.root}) == 0
+        for read in (store.manifest, store.check, lambda ref: store.read_chunk(ref, 0)):
+            with pytest.raises(MissingObject, match=ref.root.hex()):
+                read(ref)
+        assert opened.read() == CONTENT
+    assert held_bytes(store) == 0
     assert not any(path.is_file() for path in (store.path / "objects").rglob("*"))
 
 
-def test_discard_keeps_what_it_is_told_and_what_is_being_written(store: Store):
+def test_discard_forgets_what_is_named_and_downloads_that_nobody_went_on_with(store: Store):
     kept, dropped = store.put(b"kept"), store.put(b"dropped")
-    at_work, stopped = manifest_of(CONTENT), manifest_of(CONTENT[::-1])
+    at_work, stopped, lately = (manifest_of(content) for content in (CONTENT, CONTENT[::-1], CONTENT[1:]))
     writer = store.writer(at_work)
-    store.writer(stopped).close()
-    assert store.objects_bytes == 4 + 7 + 2 * len(CONTENT)
-    assert store.discard({kept}) == 7 + len(CONTENT)
+    for manifest in (stopped, lately):
+        store.writer(manifest).close()
+    for manifest in (at_work, stopped):
+        long_ago = time.time() - STOPPED_S - 1
+        os.utime(store.path / "partial" / manifest.root.hex(), (long_ago, long_ago))
+    assert store.discard({dropped.root, bytes(32)}) == 7 + len(CONTENT)
     assert store.refs() == {kept} and not store.has(dropped)
-    assert store.partial() == (at_work,)
+    assert unfinished(store) == {at_work.root.hex(), lately.root.hex()}
     writer.close()
-    assert store.discard({kept, at_work.ref}) == 0
-    assert store.discard(()) == 4 + len(CONTENT)
-    assert store.objects_bytes == 0
+    assert store.discard(()) == len(CONTENT)
+    assert unfinished(store) == {lately.root.hex()}
+    assert store.has(kept)
 
 
 def test_a_reader_beside_a_running_node_sees_its_log_and_objects_and_changes_nothing(store: Store):
@@ -596,10 +608,14 @@ def test_a_reader_beside_a_running_node_sees_its_log_and_objects_and_changes_not
         assert not reader.recovered().repairs
         reader.check(ref)
         store.append([b"three"])
-        store.delete(ref)
+        store.discard([ref.root])
         with pytest.raises(MissingObject):
             reader.check(ref)
-        for change in (lambda: reader.append([b"x"]), lambda: reader.put(b"x"), lambda: reader.delete(ref)):
+        for change in (
+            lambda: reader.append([b"x"]),
+            lambda: reader.put(b"x"),
+            lambda: reader.discard([ref.root]),
+        ):
             with pytest.raises(LocalError, match="open for reading only"):
                 change()
     assert store.append([b"four"]) == 4

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.numpy
 import trio
@@ -345,6 +346,14 @@ async def test_an_exception_at_import_is_told_to_everybody_who_asks_and_nothing_
                 await trainer.ready()
             assert str(caught.value).count('File "') == 1
         assert trainer.deaths == 0
+
+
+@pytest.mark.trio
+async def test_what_was_loaded_says_where_it_trains_and_with_how_much_memory(tmp_path: Path) -> None:
+    async with trainer_of(tmp_path, LINE, "Line", configured=False) as trainer:
+        loaded = await trainer.ready()
+        assert loaded.device == "cpu"
+        assert loaded.memory_bytes == psutil.virtual_memory().total
 
 
 async def test_a_device_that_is_not_there_is_a_usage_error_that_names_those_that_are(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from node.log_replay import Problem, Replay, replay_frames
+from node.log_replay import Problem, Replay, Wrong
 from node.store import Store
 from node.verify import Verified, verify
 from p2pcoord.consensus.record import Admission, Counted, Exclusion, Members, Record, Round
@@ -33,7 +33,18 @@ def checked(directory: Path) -> Verified:
 
 
 def problem_of(frames: list[PeerFrame]) -> Problem | None:
-    return replay_frames([encode(frame) for frame in frames], Replay())
+    return first_problem([encode(frame) for frame in frames])
+
+
+def first_problem(payloads: list[bytes]) -> Problem | None:
+    replay = Replay()
+    try:
+        for payload in payloads:
+            replay.take(payload)
+        replay.end()
+    except Wrong as wrong:
+        return wrong.problem
+    return None
 
 
 def only_problem(report: Verified) -> Problem:
@@ -282,7 +293,7 @@ def test_a_log_beside_another_key_is_refused(run: SignedRun, tmp_path: Path) -> 
 
 
 def test_a_frame_of_another_program_is_named(run: SignedRun) -> None:
-    problem = replay_frames([encode(f) for f in run.frames] + [encode(["future", 1])], Replay())
+    problem = first_problem([encode(f) for f in run.frames] + [encode(["future", 1])])
     assert problem is not None
     assert problem.frame == len(run.frames)
     assert "no frame of this program" in problem.what

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import node.workers
-from node.workers import CombineInput, CombineOutcome, StepOutcome, combine, norm_of, step
+from node.workers import CombineInput, CombineOutcome, StepOutcome, combine, step
 from p2pcoord.aggregation.mean import PARTIAL, Factors, Mean
 from p2pcoord.aggregation.summation import NORM_LANES, norm, weighted_sum
 from p2pcoord.content import manifest_of
@@ -182,12 +182,6 @@ def test_a_step_into_what_is_not_finite_says_so(tmp_path, section):
     assert not step(LAYOUT, *paths, NESTEROV.parameters(1, 0.7), tmp_path / "out").finite
 
 
-@pytest.mark.usefixtures("pieces")
-def test_the_norm_of_a_file_is_the_norm_of_its_parameters(tmp_path):
-    octets = contribution(1)
-    assert norm_of(LAYOUT, stored(tmp_path, "in", octets)) == norm(LAYOUT.parameters(octets))
-
-
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_file_of_another_size_is_the_senders_mistake(tmp_path, change):
     good = stored(tmp_path, "good", contribution(1))
@@ -201,7 +195,6 @@ def test_a_file_of_another_size_is_the_senders_mistake(tmp_path, change):
         lambda: combine(
             LAYOUT, [CombineInput(good, PARTIAL), CombineInput(tmp_path / "bad-good", PARTIAL)], out
         ),
-        lambda: norm_of(LAYOUT, tmp_path / "bad-good"),
         lambda: step(LAYOUT, state, tmp_path / "bad-good", scalars, out),
         lambda: step(LAYOUT, tmp_path / "bad-state", good, scalars, out),
         lambda: step(LAYOUT, state, good, ADAM.parameters(1, 0.1), out),  # a slot is missing
@@ -239,8 +232,6 @@ def test_work_that_is_stopped_leaves_no_file_behind(tmp_path):
         combine(LAYOUT, inputs, out, stop)
     with pytest.raises(StoppedError):
         step(LAYOUT, state, inputs[0].path, NESTEROV.parameters(1, 0.7), out, stop)
-    with pytest.raises(StoppedError):
-        norm_of(LAYOUT, inputs[0].path, stop)
     assert not out.exists()
 
 

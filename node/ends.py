@@ -1,0 +1,136 @@
+"""How a node ends: it is told to stop, or the run is over. And what it says while the run cannot go on.
+
+SIGINT, SIGTERM     leaves in good order: the duty is handed over, the others are told; a second SIGINT ends it at once
+the last round      says what came of it, serves it while a living member lacks it, and ends
+too few voters      only says so: it waits for them
+
+Once the run is over, whoever goes away has ended as this node will: no member has failed then, and no voter is missed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import trio
+
+from node.document import quorum_of
+from node.driver import Driver
+from node.event_words import enough_reached
+from node.export import MODEL_FILE
+from p2pcoord.peer import Peer
+from p2pcoord.rounds.rounds import Rounds
+
+# After SIGTERM: time for the goodbye to be certified. Whoever is told to stop is usually killed 10 s later.
+LEAVE_S = 4.0
+
+# After the last round a node serves the result for as long as a living member lacks it, but no longer than this.
+SERVE_S = 60.0
+WATCH_S = 0.5
+
+# Too few voters in reach is told after so long: a link that breaks is dialled anew, and suspicions are refuted, in less.
+QUORUM_LOST_S = 3.0
+
+Tell = Callable[[str], None]
+
+
+# Told to stop
+
+
+async def leave_on_signals(
+    signals: AsyncIterator[int], driver: Callable[[], Driver | None], tell: Tell
+) -> None:
+    """The first SIGINT or SIGTERM leaves in good order, the second SIGINT at once. `driver()` is None before there is one."""
+    leaving = False
+    async for number in signals:
+        if leaving and number == signal.SIGINT:
+            os._exit(130)
+        if leaving:
+            continue
+        leaving = True
+        running = driver()
+        if running is None:
+            os._exit(130 if number == signal.SIGINT else 143)
+        tell("leaving")
+        trio.lowlevel.spawn_system_task(_leave, running, tell)
+
+
+async def _leave(driver: Driver, tell: Tell) -> None:
+    peer = driver.peer
+    alone = len(peer.roster.members) <= 1
+    if not alone:
+        driver.put(peer.leave)
+        with trio.move_on_after(LEAVE_S):
+            while not peer.left:  # noqa: ASYNC110  # a certified record has no event of its own
+                await trio.sleep(0.05)
+        if not peer.left:
+            tell("nobody could take this machine off the list in time: it stays listed as a member")
+    driver.stop()
+
+
+# Too few voters
+
+
+async def watch_quorum(driver: Driver, event: Callable[[str, dict[str, Any]], None]) -> None:
+    """Tells when too few voters can be reached for the run to go on, and when there is a coordinator again. An election
+    among enough of them is neither."""
+    lost, since = False, trio.current_time()
+    while True:
+        await trio.sleep(WATCH_S)
+        if not driver.peer.is_member or run_is_over(driver.peer):
+            since = trio.current_time()
+            continue
+        quorum = quorum_of(driver.peer, driver.now())
+        told = {name: quorum[name] for name in ("reachable", "needed", "outgoing", "missing")}
+        if quorum["held"] or enough_reached(quorum):
+            since = trio.current_time()
+        if not lost and trio.current_time() - since >= QUORUM_LOST_S:
+            lost = True
+            event("quorum-lost", told)
+        elif lost and quorum["held"]:
+            lost = False
+            event("quorum-regained", told)
+
+
+# The run is over
+
+
+def run_is_over(peer: Peer) -> bool:
+    """Whether the run's last version is certified, as this peer knows."""
+    return isinstance(peer.work, Rounds) and peer.work.over
+
+
+async def watch_end(driver: Driver, tell: Tell) -> None:
+    """After the last round: says what came of it, and serves it while a living member lacks it."""
+    rounds = driver.peer.work
+    assert isinstance(rounds, Rounds)
+    was_over = rounds.over
+    while not (rounds.over and driver.tensors.exported_version == rounds.participant.version):  # noqa: ASYNC110
+        await trio.sleep(WATCH_S)
+    _tell_result(driver, rounds, tell)
+    with trio.move_on_after(SERVE_S):
+        while was_over or not _everybody_has_it(driver.peer, rounds.participant.version):  # noqa: ASYNC110
+            await trio.sleep(WATCH_S)
+    # Who leaves first must not take the last words of a slower one with it: a moment for the records to spread.
+    await trio.sleep(2 * WATCH_S)
+    driver.stop()
+
+
+def _everybody_has_it(peer: Peer, version: int) -> bool:
+    if peer.gossip is None:
+        return True
+    for member in peer.roster.members:
+        record = peer.gossip.book.get(member)
+        if member != peer.me and peer.alive(member) and (record is None or record.last_sync < version):
+            return False
+    return True
+
+
+def _tell_result(driver: Driver, rounds: Rounds, tell: Tell) -> None:
+    metrics = rounds.metrics.newest
+    if metrics is not None:
+        measures = "".join(f"  {name} {value:.4g}" for name, value in sorted(metrics.measures.items()))
+        tell(f"the run is over: {metrics.version} rounds, loss {metrics.loss:.4f}{measures}")
+    tell(f"the model lies in {driver.store.path / MODEL_FILE}")

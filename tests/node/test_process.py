@@ -1,0 +1,80 @@
+"""The node itself, where no process is needed to see what it does."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from node import process as node_process
+from node.console import Console
+from node.events import read_events
+from node.hello import make_hello, proof_of
+from node.process import _Node
+from node.run import Run
+from node.start import NodeOptions
+from node.store import Store
+from p2pcoord.peer import Peer
+from p2pcoord.peer_settings import PeerSettings
+from tests.node.signed_run import SignedRun
+
+SECRET = b"s" * 16
+REFUSED = "wrong secret: copy the whole line that a node of the run printed"
+
+
+def node_of(signed: SignedRun, store: Store, *, open_run: bool = False) -> _Node:
+    """A's node as it is once it has a peer."""
+    node = _Node(NodeOptions(data_dir=store.path), None, store, lambda line: None)
+    settings = PeerSettings("lab1", None if open_run else SECRET)
+    node.run_id = signed.run
+    node.run_ = cast(Run, SimpleNamespace(config=SimpleNamespace(open=open_run), secret=settings.secret))
+    node.peer = Peer(signed.authorities[0], signed.ledger.records[0], settings)
+    return node
+
+
+@pytest.mark.parametrize("open_run", [False, True])
+def test_a_hello_is_welcome_with_a_proof_of_its_own_or_from_a_member_or_in_an_open_run(
+    tmp_path: Path, open_run: bool
+) -> None:
+    signed = SignedRun().complete()
+    stranger = "12D3KooW" + "x" * 44
+    with Store.open(tmp_path / "node") as store:
+        node = node_of(signed, store, open_run=open_run)
+        right = proof_of(SECRET, signed.run, stranger)
+        assert node._check_hello(stranger, make_hello(signed.run, right)) is None
+        for proof in (
+            b"",
+            right[:-1],
+            right + b"x",
+            os.urandom(32),
+            proof_of(b"t" * 16, signed.run, stranger),
+            proof_of(SECRET, os.urandom(32), stranger),
+            proof_of(SECRET, signed.run, signed.peers[1]),
+        ):
+            told = node._check_hello(stranger, make_hello(signed.run, proof))
+            assert told == (None if open_run else REFUSED), proof
+        assert node.peer is not None
+        node.peer.roster.apply(signed.ledger.records)
+        assert node._check_hello(signed.peers[1], make_hello(signed.run, b"")) is None
+        assert (
+            node._check_hello(signed.peers[1], make_hello(os.urandom(32), b""))
+            == "peer belongs to another run"
+        )
+
+
+def test_who_goes_away_has_failed_while_the_run_lasts_and_ended_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = SignedRun().complete()
+    told: list[str] = []
+    with Store.open(tmp_path / "node") as store:
+        node = node_of(signed, store)
+        node.console = Console(told.append, terminal=True)
+        for over in (False, True):
+            monkeypatch.setattr(node_process, "run_is_over", lambda peer, over=over: over)
+            node._event("failed", {"peer": signed.peers[1 + over], "was": "suspect"})
+            node._event("left", {"peer": signed.peers[1 + over]})
+    written = [(event["event"], event["peer"]) for event in read_events(tmp_path / "node")]
+    assert written == [("failed", signed.peers[1]), ("left", signed.peers[1]), ("left", signed.peers[2])]
+    assert [line.split()[2:4] for line in told] == [["is", "gone"], ["left", "the"], ["left", "the"]]
