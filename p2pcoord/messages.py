@@ -277,13 +277,11 @@ class Reoffer(Message, frozen=True, tag="reoffer?"):
 
 
 class Reoffered(Message, frozen=True, tag="reoffer"):
-    """The newest plan the member was shown, what it finished, and which assignments it is at work on."""
+    """The newest plan the member was shown, and what it finished. Both prove themselves, whenever they arrive."""
 
-    term: int
     version: int
     plan: Plan | None
     headers: tuple[ContributionHeader, ...]
-    training: tuple[int, ...]
 
 
 class AttemptMessage(Message, frozen=True, tag="attempt"):

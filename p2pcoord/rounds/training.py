@@ -90,9 +90,7 @@ class Training:
             return
         headers = tuple(header for slot, header in sorted(self.slots.items()) if slot[0] == message.version)
         plan = self.plan if self.plan is not None and self.plan.version == message.version else None
-        training = (self._at_work[0].index,) if self._at_work is not None else ()
-        answer = Reoffered(message.term, message.version, plan, headers, training)
-        setting.neighbours.send(sender, answer, now)
+        setting.neighbours.send(sender, Reoffered(message.version, plan, headers), now)
 
     def take_up_later(self, now: int) -> None:
         """What came before the records that it rests on."""

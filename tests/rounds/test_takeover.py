@@ -25,10 +25,10 @@ def test_a_plan_shown_by_a_member_must_be_one_that_a_coordinator_signed() -> Non
         "not_coordinator": authority_of("B").sign(msgspec.structs.replace(plan, coordinator=peer_id("B"))),
     }
     for kind, shown in cases.items():
-        world.inject("B", "A", Reoffered(2, 1, shown, (), ()))
+        world.inject("B", "A", Reoffered(1, shown, ()))
         assert world.rejected("A").pop(kind) == 1
     own = authority_of("A").sign(msgspec.structs.replace(plan, assignments=(Assignment(3, "x", ()),)))
-    world.inject("B", "A", Reoffered(2, 1, own, (), ()))
+    world.inject("B", "A", Reoffered(1, own, ()))
     assert world.rejected("A")["bad_plan"] == 2
 
 
