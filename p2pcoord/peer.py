@@ -368,7 +368,7 @@ class Peer:
             self._tell(record)
         if self.is_member and not was_member:
             self.outbox.emit("joined", peer=self.me)
-        self.admissions.certified()
+        self.admissions.certified(now)
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
         if any(record.header.kind in ("members", "committee") for record in records):
             self.neighbours.follow(self.agreement.committee.everyone, now)

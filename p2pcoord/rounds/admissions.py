@@ -293,9 +293,11 @@ class Admissions:
             return None
         return Members(tuple(admitted), tuple(leaving), tuple(excluded))
 
-    def certified(self) -> None:
+    def certified(self, now: int) -> None:
         """Certified records changed the roster: what they settled is done."""
         member = self._roster.is_member
+        if self._leaving is None and not member(self._me) and self._request_at == NEVER:
+            self.wake(now)  # let go by the goodbye of an earlier life, or an exclusion is over
         self._joiners = {peer: a for peer, a in self._joiners.items() if not member(peer)}
         self._exclusions = {peer: e for peer, e in self._exclusions.items() if member(peer)}
         self._farewells = {peer: f for peer, f in self._farewells.items() if member(peer)}

@@ -36,8 +36,8 @@ class Training:
         self.last: Trained | None = None
         self._at_work: tuple[Assignment, int] | None = None
         """What is trained now, and by which effect."""
-        self._failed: set[int] = set()
-        """Assignments that failed here; a newer plan begins them again."""
+        self._failed: dict[int, str] = {}
+        """Assignments that failed here, and why; a newer plan begins them again."""
         self._later_plan: tuple[str, PlanMessage] | None = None
         self._later_reoffer: tuple[str, Reoffer] | None = None
         self._offer_at = 0
@@ -149,12 +149,13 @@ class Training:
             return
         if not isinstance(outcome, Done) or not isinstance(outcome.value, Trained):
             reason = outcome.reason if isinstance(outcome, Failed) else "no result"
-            self._failed.add(assignment.index)
+            self._failed[assignment.index] = reason
             setting.outbox.emit(
                 "training-failed", version=version, assignment=assignment.index, reason=reason
             )
             failed = TrainingFailed(version, assignment.index, reason)
             setting.neighbours.send(setting.coordinator, failed, now)
+            self._offer_at = now + REOFFER_NS
             self.go_on(now)
             return
         trained = outcome.value
@@ -189,19 +190,23 @@ class Training:
     # Offering again
 
     def offer_again(self, coordinator: str, now: int) -> None:
-        """All that is finished for this round, whoever it is assigned to by now: an assignment counts once anyhow."""
+        """All that is finished for this round, whoever it is assigned to by now: an assignment counts once anyhow. And what
+        failed: the coordinator gives it to another."""
         for (origin_round, _), header in sorted(self.slots.items()):
             if origin_round == self.version:
                 self.setting.neighbours.send(coordinator, Offering(header), now)
+        for index, reason in sorted(self._failed.items()):
+            self.setting.neighbours.send(coordinator, TrainingFailed(self.version, index, reason), now)
 
     def _owes_offers(self) -> bool:
-        """Something is finished for the round that is being collected."""
+        """Something is finished, or failed, for the round that is being collected."""
         collecting = (
             self.plan is not None
             and not self.book.current_name
             and self.setting.coordinator != self.setting.me
         )
-        return collecting and any(origin_round == self.version for origin_round, _ in self.slots)
+        done = any(origin_round == self.version for origin_round, _ in self.slots)
+        return collecting and (done or bool(self._failed))
 
     def tick(self, now: int) -> None:
         if self._owes_offers() and now >= self._offer_at:

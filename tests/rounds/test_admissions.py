@@ -243,6 +243,18 @@ def test_who_leaves_says_so_every_second_until_it_is_let_go() -> None:
     assert not world.peer("A").roster.is_member(D)
 
 
+def test_who_is_let_go_by_the_goodbye_of_an_earlier_life_asks_to_be_admitted_again() -> None:
+    world = world_of()
+    earlier = LeaveRequest(farewell("D"))
+    world.inject("D", "A", earlier)
+    printed = world.execute("run 3s")
+    assert any(line.strip().startswith("A: left") for line in printed), printed
+    assert world.peer("A").roster.is_member(D)
+    world.inject("D", "A", earlier)
+    world.execute("run 3s")
+    assert world.peer("A").roster.is_member(D)
+
+
 def test_a_goodbye_is_signed_by_who_leaves() -> None:
     world = world_of()
     assert answers(world, "D", "A", LeaveRequest(farewell("D", by="B"))) == []
@@ -273,9 +285,10 @@ def test_a_voter_loses_its_vote_before_it_is_let_go() -> None:
     answers(world, "B", "A", LeaveRequest(farewell("B")))
     assert admissions(world).gone() == {B}
     assert admissions(world).pending() is None  # not while it is of the committee
-    world.execute("run 5s")
-    assert B not in world.peer("A").agreement.committee.everyone
-    assert not world.peer("A").roster.is_member(B)
+    printed = [line.strip() for line in world.execute("run 5s")]
+    # Its peer did not say it, and asks to be a member again.
+    assert printed[:2] == ["A: committee voters=[A C D] outgoing=[A B C]", "A: left peer=B"]
+    assert "A: admitted peer=B name=b" in printed
 
 
 # Exclusion
