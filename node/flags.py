@@ -91,7 +91,7 @@ node_flags = _flags(
         "--minimum-members",
         type=click.IntRange(min=1),
         metavar="N",
-        help="A new run begins a round only with so many members.",
+        help="The first round of a new run waits for so many members.",
     ),
     click.option(
         "--init",

@@ -259,7 +259,7 @@ class Participation(Section, frozen=True):
     minimum_members: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=10_000)],
         _says(
-            "no round begins with fewer living members",
+            "the first round begins when so many members live; later ones go on with whoever is left",
             "1: a run begins with its founder; set it when machines start one after the other",
             "members",
         ),

@@ -65,6 +65,8 @@ class RoundCoordinator:
         self.phase = Phase.COMPLETED
         self._refusals = 0
         self._not_before = 0
+        self._waited_with = 0
+        """Members that lived when it was last told that they are too few."""
         self._clear(0)
 
     def _clear(self, now: int, *, revision: int = 0, number: int = 0) -> None:
@@ -86,6 +88,7 @@ class RoundCoordinator:
     def begin(self, now: int) -> None:
         """This peer coordinates: first find out what the members have of the round its predecessor may have begun."""
         self.active = True
+        self._waited_with = 0
         self._clear(now)
         if self.over:
             self.phase = Phase.COMPLETED
@@ -112,8 +115,8 @@ class RoundCoordinator:
 
     @property
     def waits_for_members(self) -> bool:
-        """No round can begin: fewer members live than the run asks for."""
-        if not self.active or self.over or self.phase is not Phase.INITIALIZATION:
+        """The run cannot begin: fewer members live than it asks for. Later rounds go on with whoever is left."""
+        if not self.active or self.phase is not Phase.INITIALIZATION or self.participant.version > 0:
             return False
         return len(self.reliability.living()) < self.setting.rules.minimum_members
 
@@ -248,8 +251,12 @@ class RoundCoordinator:
         if now < self._phase_at + REOFFER_WINDOW_NS and self.takeover.awaits(living):
             self.takeover.ask(now)
             return
-        enough = len(living) >= max(self.setting.rules.minimum_members, 1)
-        if now < self._not_before or not enough or self.replication.transferring is not None:
+        if self.waits_for_members and len(living) != self._waited_with:
+            self._waited_with = len(living)
+            needed = self.setting.rules.minimum_members
+            self.setting.outbox.emit("waiting-for-members", living=len(living), needed=needed)
+        begun = bool(living) and not self.waits_for_members
+        if now < self._not_before or not begun or self.replication.transferring is not None:
             self._retry_at = now + RETRY_NS
             return
         shown = self.takeover.plans(self.participant.plan)

@@ -76,7 +76,7 @@ def run_file(
     committee_size: int = 5,
     fan_out: int = 4,
 ) -> str:
-    """A run of the census that goes on until it is ended. `members`: no round begins with fewer."""
+    """A run of the census that goes on until it is ended. `members`: the first round waits for so many."""
     return f"""
 [workload]
 parameters = {parameters}

@@ -27,10 +27,16 @@ def test_a_run_that_waits_for_members_rests_with_its_committee_grown_and_begins_
     assert len(coordinator.peer.agreement.committee.voters) == 3
     assert resting(world)
     assert world.invariants.version == 0
-    world.join("m3")
+    assert world.told["waiting-for-members"] == 3  # with one, two and three of them
+    fourth = world.join("m3")
     world.run(13 * SECOND)
     assert world.invariants.version >= 1
     assert not resting(world)
+    world.lose_disk(fourth)
+    world.run(world.now + 15 * SECOND)
+    begun = world.invariants.version
+    world.run(world.now + 5 * SECOND)
+    assert world.invariants.version > begun  # only the first round waits
     assert world.invariants.violations == []
 
 
