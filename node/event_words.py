@@ -142,7 +142,9 @@ WORDS: Final[dict[str, Words]] = {
     "quorum-regained": lambda f, n: "there is a quorum again",
     # The round
     "reassigned": lambda f, n: f"{_who(f, n, 'now')} takes over what {_who(f, n, 'was')} was given",
-    "waiting-for-members": lambda f, n: f"waiting for members: {f.get('living')} of {f.get('needed')} are here",
+    "waiting-for-members": lambda f, n: (
+        f"waiting for members: {f.get('living')} of {f.get('needed')} are here"
+    ),
     "left-out": lambda f, n: f"{_who(f, n)} is late: the round goes on without it",
     "barrier": lambda f, n: f"the round waits for {_names(f.get('missing'), n)}: {f.get('decision')}",
     "lost": lambda f, n: f"{_who(f, n)} cannot be had for attempt {f.get('attempt')}: {f.get('reason')}",

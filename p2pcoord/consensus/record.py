@@ -102,6 +102,18 @@ class Counted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     weight: float
 
 
+class Totals(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a run came to so far: carried from round to round, as bodies of old rounds are dropped (compaction)."""
+
+    training_step: int = 0
+    """Local optimizer steps of all contributions that count."""
+    best_version: int = 0
+    best_loss: float | None = None
+    """The lowest so far; None before the first loss."""
+    best_checkpoint: bytes = b""
+    """Root of the state of `best_version`; empty for version 0."""
+
+
 class Round(Body, frozen=True, tag="round"):
     """Version `version` was made from the state `parent`, by this attempt, out of these contributions."""
 
@@ -113,6 +125,8 @@ class Round(Body, frozen=True, tag="round"):
     state: bytes
     state_bytes: int
     metrics: tuple[tuple[str, float], ...] = ()
+    totals: Totals = Totals()
+    """With this round."""
 
 
 AnyBody = Genesis | Opening | CommitteeChange | Members | Round

@@ -11,11 +11,12 @@ import math
 import msgspec
 
 from p2pcoord.aggregation.contribution import MAX_COUNT
-from p2pcoord.consensus.record import Counted, Round
+from p2pcoord.consensus.record import Counted, Round, Totals
 from p2pcoord.content import ContentRef
 from p2pcoord.messages import Report, Share
 from p2pcoord.rounds.aggregating import Aggregation
 from p2pcoord.rounds.setting import Setting
+from p2pcoord.synchronization.state_tracker import totals_after
 
 # What a workload measures: names and their number end up in the record.
 MAX_MEASURES = 64
@@ -124,8 +125,8 @@ class Conclusion:
                 )
         return tuple(sorted(values.items()))
 
-    def record(self, state: ContentRef, metrics: Metrics) -> Round | None:
-        """The round as it is to be certified; None without a result."""
+    def record(self, state: ContentRef, metrics: Metrics, before: Totals) -> Round | None:
+        """The round as it is to be certified, after what the run came to `before` it; None without a result."""
         attempt, result = self.aggregation.attempt, self.aggregation.result
         if attempt is None or result is None:
             return None
@@ -141,6 +142,7 @@ class Conclusion:
             state.root,
             state.size_bytes,
             metrics,
+            totals_after(before, attempt.version, state.root, dict(metrics)),
         )
 
 

@@ -443,7 +443,7 @@ class RoundCoordinator:
         if broken := [name for name, value in metrics if not math.isfinite(value)]:
             self._refuse(f"{', '.join(broken)} not finite", now)
             return
-        body = conclusion.record(state, metrics)
+        body = conclusion.record(state, metrics, self.participant.holdings.totals)
         if body is None:
             return
         self.participant.book.keep(self.aggregation.name)

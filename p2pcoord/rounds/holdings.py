@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from p2pcoord.consensus.record import Round
+from p2pcoord.consensus.record import Round, Totals
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Adopt, Discard, Done, Failed, Fetch, FetchReport, Offer, Outcome
 from p2pcoord.rounds.setting import Setting, Then
@@ -18,7 +18,8 @@ REFETCH_NS = 1_000_000_000
 
 
 class Holdings:
-    """`version` is the newest certified one, `state` its state, `held` whether the bytes of that are here.
+    """`version` is the newest certified one, `state` its state, `held` whether the bytes of that are here, `totals` what the
+    run came to with it.
 
     `arrived(now)` is called when the state had to be fetched and is here.
     """
@@ -27,6 +28,7 @@ class Holdings:
         self.setting = setting
         self.version = 0
         self.state = setting.rules.state_zero
+        self.totals = Totals()
         self.held = False
         self._arrived = arrived
         self._roots: set[bytes] = set()
@@ -69,6 +71,7 @@ class Holdings:
         """The next version is certified."""
         self.version = body.version
         self.state = ContentRef(body.state, body.state_bytes)
+        self.totals = body.totals
         self._last_round = body
 
     def let_go(self, before: ContentRef, contributions: Iterable[bytes]) -> None:

@@ -12,6 +12,7 @@ from p2pcoord.rounds.attempt_book import AttemptBook
 from p2pcoord.rounds.holdings import Holdings
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
+from p2pcoord.synchronization.state_tracker import totals_after
 
 # An attempt that a record names, and that nobody has shown, is asked for this often.
 ASK_AGAIN_NS = 300_000_000
@@ -60,6 +61,8 @@ class Judge:
         if (entry.state.root, entry.state.size_bytes) != (body.state, body.state_bytes):
             setting.outbox.emit("state-differs", version=body.version, here=entry.state.root.hex())
             return f"another state was computed here: {entry.state.root.hex()[:16]}"
+        if body.totals != totals_after(self.holdings.totals, body.version, body.state, dict(body.metrics)):
+            return f"its totals do not follow from those of version {version}"
         self.book.keep(body.attempt)
         return ""
 

@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from p2pcoord.consensus.record import Counted, Record, Round, make_record
+from p2pcoord.consensus.record import Counted, Record, Round, Totals, make_record
 from p2pcoord.effects import Done, Outcome, Send, Stepped
 from p2pcoord.messages import AttemptRequest
 from simulations import quadratic
@@ -39,6 +39,7 @@ def judged(**changes: object) -> tuple[RoundWorld, Round, Record]:
         state.root,
         state.size_bytes,
         (("loss", 0.5),),
+        Totals(0, 1, 0.5, state.root),
     )
     body = msgspec.structs.replace(body, **changes)
     record = make_record(authority_of("A"), height=6, term=2, previous=bytes(32), committee=4, body=body)
@@ -79,6 +80,7 @@ def test_a_voter_waits_for_a_record_of_a_later_version() -> None:
         ({"result": bytes(32)}, "root signed"),
         ({"state": bytes(32)}, "another state"),
         ({"state_bytes": 1}, "another state"),
+        ({"totals": Totals(3, 1, 0.5, bytes(32))}, "totals do not follow"),
     ],
 )
 def test_a_voter_refuses_a_record_that_says_anything_else(changes: dict[str, object], reason: str) -> None:

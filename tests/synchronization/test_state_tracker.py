@@ -1,8 +1,17 @@
 """The run's global state follows certified rounds."""
 
-from p2pcoord.consensus.record import Round
+import msgspec
+
+from p2pcoord.consensus.record import Round, Totals
 from p2pcoord.gossip.records import PeerRecord
-from p2pcoord.synchronization.state_tracker import LOSS_HISTORY, LocalState, StateTracker, local_state
+from p2pcoord.synchronization.state_tracker import (
+    LOSS_HISTORY,
+    MAX_STEPS,
+    LocalState,
+    StateTracker,
+    local_state,
+    totals_after,
+)
 
 
 def certified(version: int, **metrics: float) -> Round:
@@ -10,10 +19,13 @@ def certified(version: int, **metrics: float) -> Round:
     return Round(version, bytes(32), bytes(32), (), bytes(32), state, 8, tuple(sorted(metrics.items())))
 
 
-def tracker(*rounds: Round) -> StateTracker:
-    result = StateTracker(b"zero")
+def tracker(*rounds: Round, since: int = 0) -> StateTracker:
+    """After these rounds, each with the totals that follow; of the first `since` it has not seen the bodies."""
+    result, totals = StateTracker(b"zero"), Totals()
     for body in rounds:
-        result.certified(body)
+        totals = totals_after(totals, body.version, body.state, dict(body.metrics))
+        if body.version > since:
+            result.certified(msgspec.structs.replace(body, totals=totals))
     return result
 
 
@@ -60,6 +72,18 @@ def test_the_history_is_bounded_and_forgets_the_oldest_but_the_best_is_remembere
 def test_all_that_certified_the_same_rounds_have_the_same_state() -> None:
     rounds = [certified(v, loss=1 / v, training_steps=v) for v in range(1, 6)]
     assert tracker(*rounds).state() == tracker(*rounds).state()
+
+
+def test_who_has_not_the_bodies_of_old_rounds_has_the_same_totals_and_a_shorter_history() -> None:
+    rounds = [certified(v, loss=abs(v - 3.5), training_steps=10) for v in range(1, 9)]
+    all_of_it, late = tracker(*rounds).state(), tracker(*rounds, since=6).state()
+    assert late == msgspec.structs.replace(all_of_it, loss_history=all_of_it.loss_history[6:])
+    assert (late.training_step, late.best_version) == (80, 3)
+
+
+def test_steps_are_counted_up_to_a_limit_whatever_a_member_claims() -> None:
+    rounds = [certified(v, training_steps=1e300) for v in range(1, 4)]
+    assert tracker(*rounds).state().training_step == MAX_STEPS
 
 
 def test_a_members_local_state_is_what_its_newest_record_says() -> None:
