@@ -1,0 +1,1 @@
+"""The metrics of every round, as the records agree on them."""
