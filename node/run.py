@@ -3,7 +3,8 @@
     directory   --bootstrap   what happens
     empty       no            found: make version 0 and genesis, print the line for others
     empty       yes           join: ask the bootstrap peer for genesis, check it against the token, fetch data, compare pins
-    used        any           resume: the log says which run; flags that contradict it are refused
+    used        any           resume: the log says which run; flags that contradict it are refused, and so is a workload
+                              that is no longer the run's
 
 All three end with a `Run`: genesis, config, pins and secret, the trainer configured for it.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -50,6 +52,9 @@ from p2pcoord.wire import decode, encode
 from p2pcoord.workload import WorkloadPins, compare_pins
 
 LOCAL_FILE = "node.cbor"
+
+# Who is asked for the founder's content at once. Four fill most links, as many as a state is fetched from.
+MAX_SOURCES = 4
 
 Warn = Callable[[str], None]
 
@@ -139,6 +144,7 @@ async def configure(
             batch_size=config.local.batch_size,
             optimizer=config.local.optimizer,
             seed=derive_seed(run_id(config), "model"),
+            slots=configured(config.optimization).slots,
             dataset=path(dataset),
             frozen=path(frozen),
         )
@@ -176,8 +182,7 @@ async def found(
     scratch = store.path / "scratch"
     scratch.mkdir(exist_ok=True)
     names = {what: str(scratch / f"founded-{what}") for what in ("state", "dataset", "frozen")}
-    slots = configured(config.optimization).slots
-    made = await trainer.initialize(Initialize(init=str(init) if init else None, slots=slots, **names))
+    made = await trainer.initialize(Initialize(init=str(init) if init else None, **names))
 
     def keep(what: str) -> ContentRef:
         return store.put_file(names[what], move=True)
@@ -292,23 +297,31 @@ async def join(
         raise UserError(
             "the bootstrap peer belongs to another run than --secret names: use the whole line again"
         )
-    body = genesis.body
-    assert isinstance(body, Genesis)
-    for what, ref in (("data set", body.dataset), ("frozen parameters", body.frozen)):
-        if ref is not None and not store.has(ref):
-            try:
-                await fetch_into(store, transport, ref, [source])
-            except FetchError as error:
-                raise UserError(f"the run's {what} could not be fetched: {error}") from error
+    run = Run(genesis, config, pins, token.secret or None if token is not None else None)
+    for what, ref in missing_content(store, run.body):
+        try:
+            await fetch_into(store, transport, ref, [source])
+        except FetchError as error:
+            raise UserError(f"the run's {what} could not be fetched: {error}") from error
+    await agree(trainer, store, run, warn)
+    return run
+
+
+def missing_content(store: Store, body: Genesis) -> list[tuple[str, ContentRef]]:
+    """What of the founder's the trainer needs and is not here: its name for people, and the content."""
+    wanted = (("data set", body.dataset), ("frozen parameters", body.frozen))
+    return [(what, ref) for what, ref in wanted if ref is not None and not store.has(ref)]
+
+
+async def agree(trainer: Trainer, store: Store, run: Run, warn: Warn) -> None:
+    """Configures the trainer, and compares this machine's workload with the run's. Raises UserError when it is another."""
     await trainer.ready()
-    await configure(trainer, config, store, body.dataset, body.frozen)
-    described = await trainer.describe()
-    difference = compare_pins(described.pins, pins)
+    await configure(trainer, run.config, store, run.body.dataset, run.body.frozen)
+    difference = compare_pins((await trainer.describe()).pins, run.pins)
     if difference.refused:
         raise UserError("this machine's workload is not the run's: " + "; ".join(difference.refused))
     for told in difference.warned:
         warn(told)
-    return Run(genesis, config, pins, token.secret or None if token is not None else None)
 
 
 def workload_for(config: RunConfig, given: str | None) -> str:
@@ -325,6 +338,45 @@ def workload_for(config: RunConfig, given: str | None) -> str:
 
 
 # Resuming ------------------------------------------------------------------------------------------------------------
+
+
+async def resume(
+    store: Store,
+    transport: Libp2pTransport,
+    trainer: Trainer,
+    run: Run,
+    addresses: tuple[str, ...],
+    warn: Warn,
+) -> None:
+    """Goes on with a run: its workload's file and data may have changed since the last start.
+
+    What is gone of the founder's content is fetched again from whoever answers at `addresses`. Raises UserError.
+    """
+    missing = missing_content(store, run.body)
+    sources = await _who_answers(transport, addresses) if missing else []
+    for what, ref in missing:
+        try:
+            await fetch_into(store, transport, ref, sources)
+        except FetchError as error:
+            raise UserError(
+                f"the run's {what} ({ref.size_bytes} bytes) is gone from {store.path}, and could not be fetched again: "
+                f"{error}. Start this node while another one of the run is running, and name that one with --bootstrap"
+            ) from error
+    await agree(trainer, store, run, warn)
+
+
+async def _who_answers(transport: Libp2pTransport, addresses: tuple[str, ...]) -> list[str]:
+    """The peers at these addresses that can be connected to; MAX_SOURCES at most, and only the first addresses are tried."""
+    peers: list[str] = []
+
+    async def connect(address: str) -> None:
+        with suppress(DialError):
+            peers.append(await transport.connect(None, (address,)))
+
+    async with trio.open_nursery() as nursery:
+        for address in addresses[:MAX_SOURCES]:
+            nursery.start_soon(connect, address)
+    return peers
 
 
 def contradicted(

@@ -17,6 +17,7 @@ from node.console import Console
 from node.hello import JoinToken
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
+from node.known_addresses import known_addresses
 from node.libp2p_transport import Libp2pTransport
 from node.run import (
     LOCAL_FILE,
@@ -24,12 +25,12 @@ from node.run import (
     Run,
     ask_genesis,
     check_genesis,
-    configure,
     contradicted,
     found,
     join,
     known_run,
     read_local,
+    resume,
     workload_for,
     write_local,
 )
@@ -155,7 +156,8 @@ async def start(
     loaded = await trainer.ready()
     if resumed is not None:
         run = resumed
-        await configure(trainer, run.config, store, run.body.dataset, run.body.frozen)
+        addresses = (*options.bootstrap, *known_addresses(store))
+        await resume(store, transport, trainer, run, addresses, console.warn)
     elif genesis is not None:
         run = await join(store, transport, trainer, source, genesis, token, console.warn)
     else:

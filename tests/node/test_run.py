@@ -1,0 +1,146 @@
+"""Coming to a run with a real trainer: what is compared and fetched before a node takes part, and what refuses it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.bulk import serve
+from node.console import Console
+from node.identity_key import IdentityKey
+from node.libp2p_transport import Libp2pTransport, open_transport
+from node.run import Run
+from node.start import NodeOptions, open_directory, start
+from node.store import Store
+from p2pcoord.consensus.voter import Appended, Owner
+from p2pcoord.errors import UserError
+from p2pcoord.wire import encode
+from tests.node.bulk_sources import Held
+
+WORKLOAD = """
+import torch
+from torch.utils.data import TensorDataset
+import p2pcoord
+
+class Mine(p2pcoord.Workload):
+    def model(self):
+        return torch.nn.Linear(8, WIDTH)
+    def dataset_bytes(self):
+        return b"the founder's"
+    def data(self, split):
+        assert self.dataset == b"the founder's"
+        x = torch.linspace(0, SCALE, 8 * 20).reshape(20, 8)
+        return TensorDataset(x, x)
+    def loss(self, model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+"""
+
+LIMIT_S = 120.0
+
+
+def workload(folder: Path, *, width: int = 8, scale: int = 1, comment: str = "") -> str:
+    file = folder / "mine.py"
+    file.write_text(WORKLOAD.replace("WIDTH", str(width)).replace("SCALE", str(scale)) + comment)
+    return f"{file}:Mine"
+
+
+@asynccontextmanager
+async def transport_of(key: IdentityKey) -> AsyncIterator[Libp2pTransport]:
+    async with open_transport(
+        key, ["/ip4/127.0.0.1/tcp/0"], hello=b"", check_hello=lambda peer, hello: None, session=os.urandom(8)
+    ) as transport:
+        yield transport
+
+
+class Machine:
+    """A directory in which a node starts; `told` is what its user reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.told: list[str] = []
+
+    async def start(self, **flags: object) -> Run:
+        """As far as `start` goes; of a new run the log's first frames are written, as a peer does. Raises UserError."""
+        options = NodeOptions(data_dir=self.folder / "node", device="cpu", **flags)  # type: ignore[arg-type]
+        try:
+            with trio.fail_after(LIMIT_S), Store.open(options.data_dir) as store:
+                return await self._start(options, store)
+        except BaseExceptionGroup as group:
+            mistakes, others = group.split(UserError)
+            assert mistakes is not None and others is None, group
+            raise mistakes.exceptions[0] from None
+
+    async def _start(self, options: NodeOptions, store: Store) -> Run:
+        key, resumed = open_directory(store, None, self.told.append)
+        async with transport_of(key) as transport, trio.open_nursery() as nursery:
+            try:
+                started = await start(
+                    options,
+                    name="lab1",
+                    token=None,
+                    resumed=resumed,
+                    store=store,
+                    key=key,
+                    transport=transport,
+                    console=Console(self.told.append, lambda peer: peer),
+                    nursery=nursery,
+                    trainer_died=self.told.append,
+                )
+            finally:
+                nursery.cancel_scope.cancel()
+        if resumed is None:
+            store.append(
+                [
+                    encode(frame)
+                    for frame in (Owner(key.peer_id, started.run.id), Appended(started.run.genesis))
+                ]
+            )
+        return started.run
+
+
+# Resuming
+
+
+def test_a_node_that_resumes_with_another_model_or_other_data_is_refused(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+
+    async def main() -> None:
+        run = await machine.start(workload=workload(tmp_path))
+        workload(tmp_path, width=16)
+        with pytest.raises(
+            UserError, match=r"this machine's workload is not the run's: the model differs: .*weight"
+        ):
+            await machine.start()
+        workload(tmp_path, scale=2)
+        with pytest.raises(UserError, match="train data differs"):
+            await machine.start()
+        workload(tmp_path, comment="# a comment\n")
+        assert (await machine.start()).id == run.id
+
+    trio.run(main)
+    assert ["source differs" in line for line in machine.told] == [True], "a source that differs only warns"
+
+
+def test_a_data_set_that_is_gone_is_fetched_again_or_the_node_is_refused(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+
+    async def main() -> None:
+        run = await machine.start(workload=workload(tmp_path))
+        ref = run.body.dataset
+        assert ref is not None
+        with Store.open(tmp_path / "node") as store:
+            store.discard([ref.root])
+        with pytest.raises(UserError, match=r"the run's data set \(13 bytes\) is gone from .*--bootstrap$"):
+            await machine.start()
+        async with transport_of(IdentityKey.generate()) as serving:
+            serve(serving, lambda peer, root: Held(b"the founder's"))
+            await machine.start(bootstrap=(serving.addresses()[0],))
+        with Store.open(tmp_path / "node") as store:
+            assert store.has(ref)
+
+    trio.run(main)
