@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from node.bulk_fetch import FetchError, fetch_into
-from node.hello import SECRET_BYTES, JoinToken, parse_token, proof_of
+from node.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
 from node.question import NoAnswer, ask
@@ -29,6 +29,7 @@ from node.trainer_process import Trainer
 from node.trainer_protocol import Configure, Initialize
 from node.transport_events import DialError
 from node.workload_loading import BUILT_IN, parse_spec
+from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.record import Admission, Genesis, Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
 from p2pcoord.content import ContentRef
@@ -114,10 +115,23 @@ def check_genesis(genesis: Record) -> tuple[RunConfig, WorkloadPins]:
     body = genesis.body
     if not isinstance(body, Genesis):
         raise RemoteError("bad_genesis", "not a genesis record")
+    if body.state is None:
+        raise RemoteError("bad_genesis", "names no version 0")
     config = decode_config(body.config)
     if config.founder != genesis.header.coordinator:
         raise RemoteError("bad_genesis", "signed by another than the founder")
     return config, decode(body.pins, WorkloadPins)
+
+
+def readable(genesis: Record, whose: str) -> tuple[RunConfig, WorkloadPins]:
+    """`check_genesis` in words for the user: `whose` run cannot be read. Raises UserError."""
+    try:
+        return check_genesis(genesis)
+    except RemoteError as error:
+        raise UserError(
+            f"{whose} run cannot be read by this program, p2pcoord {program_version()} ({error}): it was founded by "
+            "another version, most likely a newer one. Upgrade p2pcoord here"
+        ) from error
 
 
 def read_local(store: Store) -> Local | None:
@@ -222,12 +236,19 @@ def _with_flags(settings: RunSettings, rounds: int | None, minimum_members: int 
 # Joining -------------------------------------------------------------------------------------------------------------
 
 
+class Invitation(msgspec.Struct, frozen=True):
+    """What the bootstrap peer said of its run, checked against the token. `source` is its peer id."""
+
+    source: str
+    run: Run
+
+
 async def ask_genesis(
     transport: Libp2pTransport, key: IdentityKey, bootstrap: tuple[str, ...], token: JoinToken | None
-) -> tuple[str, Record]:
-    """Connects to one of the bootstrap addresses and asks it for the run's genesis: (its peer id, genesis).
+) -> Invitation:
+    """Connects to one of the bootstrap addresses and asks it for the run's genesis.
 
-    Raises UserError when nobody answers there, or what is answered is another run.
+    Raises UserError when nobody answers there, or what is answered is another run or none that this program can read.
     """
     peer = await _connect(transport, bootstrap)
     proof = proof_of(token.secret, token.run, key.peer_id) if token is not None else b""
@@ -244,7 +265,20 @@ async def ask_genesis(
         raise UserError(
             f"the peer at {bootstrap[0]} does not say which run it is in. {why}".rstrip(". ") + "."
         ) from None
-    return peer, reply.genesis
+    config, pins = readable(reply.genesis, "the bootstrap peer's")
+    if token is not None and token.run != run_id(config):
+        raise UserError(
+            "the bootstrap peer belongs to another run than --secret names: use the whole line again"
+        )
+    try:
+        Ledger(authority_of(key, run_id(config)), reply.genesis)
+    except RemoteError as error:
+        raise UserError(
+            f"the bootstrap peer shows a genesis that nobody can have founded ({error})"
+        ) from error
+    return Invitation(
+        peer, Run(reply.genesis, config, pins, token.secret or None if token is not None else None)
+    )
 
 
 async def _connect(transport: Libp2pTransport, bootstrap: tuple[str, ...]) -> str:
@@ -283,24 +317,14 @@ async def join(
     store: Store,
     transport: Libp2pTransport,
     trainer: Trainer,
-    source: str,
-    genesis: Record,
-    token: JoinToken | None,
+    invitation: Invitation,
     warn: Warn,
 ) -> Run:
-    """Checks genesis against the token, gets the founder's data, and compares this machine's workload with the run's."""
-    try:
-        config, pins = check_genesis(genesis)
-    except RemoteError as error:
-        raise UserError(f"the bootstrap peer's run cannot be read by this program: {error.detail}") from error
-    if token is not None and token.run != run_id(config):
-        raise UserError(
-            "the bootstrap peer belongs to another run than --secret names: use the whole line again"
-        )
-    run = Run(genesis, config, pins, token.secret or None if token is not None else None)
+    """Gets the founder's data, and compares this machine's workload with the run's. Raises UserError."""
+    run = invitation.run
     for what, ref in missing_content(store, run.body):
         try:
-            await fetch_into(store, transport, ref, [source])
+            await fetch_into(store, transport, ref, [invitation.source])
         except FetchError as error:
             raise UserError(f"the run's {what} could not be fetched: {error}") from error
     await agree(trainer, store, run, warn)

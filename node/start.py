@@ -24,12 +24,12 @@ from node.run import (
     Local,
     Run,
     ask_genesis,
-    check_genesis,
     contradicted,
     found,
     join,
     known_run,
     read_local,
+    readable,
     resume,
     workload_for,
     write_local,
@@ -85,7 +85,7 @@ def open_directory(
             key = _new_key(store, tell, "the key is here, but its log is gone")
         return key, None
     genesis, frames = known
-    config, pins = check_genesis(genesis)
+    config, pins = readable(genesis, f"{store.path}'s")
     if config.open:
         return key, Run(genesis, config, pins, None, frames)
     secret = local.secret if local is not None else b""
@@ -136,14 +136,13 @@ async def start(
     `name` is this machine's. Flags that contradict the run are refused before anything slow begins.
     """
     local = read_local(store)
-    source, genesis = "", None
+    invitation = None
     if resumed is not None:
         workload = _workload_to_resume(options, name, store, resumed, local)
     elif options.bootstrap:
         _refuse_founders_flags(options)
-        source, genesis = await ask_genesis(transport, key, options.bootstrap, token)
-        config, _ = check_genesis(genesis)
-        workload = workload_for(config, options.workload)
+        invitation = await ask_genesis(transport, key, options.bootstrap, token)
+        workload = workload_for(invitation.run.config, options.workload)
     else:
         workload = options.workload or "text"
     settings = options.local or (local.settings if local is not None else {})
@@ -158,8 +157,8 @@ async def start(
         run = resumed
         addresses = (*options.bootstrap, *known_addresses(store))
         await resume(store, transport, trainer, run, addresses, console.warn)
-    elif genesis is not None:
-        run = await join(store, transport, trainer, source, genesis, token, console.warn)
+    elif invitation is not None:
+        run = await join(store, transport, trainer, invitation, console.warn)
     else:
         run = await found(
             store,

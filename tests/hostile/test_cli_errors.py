@@ -1,5 +1,6 @@
 """A user's mistakes at `p2pcoord node`, on real processes: what is said, the exit code, and no traceback of ours."""
 
+import os
 import re
 import socket
 import subprocess
@@ -9,11 +10,28 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import cbor2
 import msgspec
 import pytest
+import trio
 
-from node.hello import parse_token
-from node.identity_key import IdentityKey
+from node.hello import JoinToken, make_hello, parse_token
+from node.identity_key import IdentityKey, load_or_create
+from node.libp2p_transport import open_transport
+from node.link import SESSION_BYTES
+from node.run import authority_of
+from node.store import Store
+from node.transport_events import Received
+from p2pcoord.consensus.record import Record, make_genesis
+from p2pcoord.consensus.voter import Appended, Owner
+from p2pcoord.content import ContentRef
+from p2pcoord.identity import Authority
+from p2pcoord.layout import Layout
+from p2pcoord.messages import GenesisReply
+from p2pcoord.run_config import RunSettings, found_run
+from p2pcoord.run_config import encode as encode_config
+from p2pcoord.wire import encode
+from p2pcoord.workload import WorkloadPins
 from tests.namespaces.running_node import (
     COMMAND,
     START_S,
@@ -147,6 +165,60 @@ def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
     assert document is not None
     assert document["rejected"]["by_kind"]["hello_refused"] >= 3
     assert len(document["members"]) == 1
+
+
+def newer_genesis(authority: Authority, founder: str) -> Record:
+    """Of a program whose run file has a key that is unknown here."""
+    config = found_run(RunSettings(), founder=founder, nonce=bytes(16), workload_spec="text")
+    fields = cbor2.loads(encode_config(config))
+    fields["strategy"]["patience"] = 3
+    pins = encode(WorkloadPins(Layout(()), bytes(32), bytes(32), None, None))
+    return make_genesis(authority, encode(fields), pins, ContentRef(bytes(32), 0))
+
+
+def test_a_run_of_a_newer_program(tmp_path: Path) -> None:
+    key = IdentityKey.generate()
+    token = JoinToken(b"s" * 16, b"r" * 32, 0, b"")
+    genesis = newer_genesis(authority_of(key, token.run), key.peer_id)
+
+    async def serve() -> str:
+        async with (
+            open_transport(
+                key,
+                ["/ip4/127.0.0.1/tcp/0"],
+                hello=make_hello(token.run, b""),
+                check_hello=lambda peer, data: None,
+                session=os.urandom(SESSION_BYTES),
+            ) as transport,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def answer() -> None:
+                while True:
+                    event = await transport.receive()
+                    if isinstance(event, Received):
+                        transport.send(event.peer, encode(GenesisReply(genesis)))
+
+            nursery.start_soon(answer)
+            flags = ("--bootstrap", transport.addresses()[0], "--secret", token.text())
+            told = await trio.to_thread.run_sync(fails, tmp_path / "a", *flags)
+            nursery.cancel_scope.cancel()
+        return told
+
+    told = trio.run(serve)
+    assert told.startswith("the bootstrap peer's run cannot be read by this program, p2pcoord ")
+    assert "patience" in told
+    assert told.endswith("Upgrade p2pcoord here")
+
+
+def test_a_directory_of_a_newer_program(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a") as store:
+        key = load_or_create(store.path)
+        genesis = newer_genesis(authority_of(key, b"r" * 32), key.peer_id)
+        store.append([encode(Owner(key.peer_id, b"r" * 32)), encode(Appended(genesis))])
+    told = fails(tmp_path / "a")
+    assert told.startswith(f"{tmp_path / 'a'}'s run cannot be read by this program, p2pcoord ")
+    assert told.endswith("Upgrade p2pcoord here")
 
 
 def test_flags_of_the_founder_at_a_joiner(tmp_path: Path, founder: RunningNode) -> None:

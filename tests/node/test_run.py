@@ -7,19 +7,29 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from node.bulk import serve
 from node.console import Console
+from node.hello import JoinToken
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport, open_transport
-from node.run import Run
+from node.run import Run, ask_genesis, authority_of
 from node.start import NodeOptions, open_directory, start
 from node.store import Store
+from node.transport_events import Received
+from p2pcoord.consensus.record import Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
+from p2pcoord.content import ContentRef
 from p2pcoord.errors import UserError
+from p2pcoord.layout import Layout
+from p2pcoord.messages import GenesisReply
+from p2pcoord.run_config import RunSettings, found_run, run_id
+from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode
+from p2pcoord.workload import WorkloadPins
 from tests.node.bulk_sources import Held
 
 WORKLOAD = """
@@ -144,3 +154,56 @@ def test_a_data_set_that_is_gone_is_fetched_again_or_the_node_is_refused(tmp_pat
             assert store.has(ref)
 
     trio.run(main)
+
+
+# Joining
+
+
+async def asked(genesis: Record, run: bytes) -> Run:
+    """What a joiner makes of a bootstrap peer's genesis. Raises UserError."""
+
+    async def answer(transport: Libp2pTransport) -> None:
+        while True:
+            event = await transport.receive()
+            if isinstance(event, Received):
+                transport.send(event.peer, encode(GenesisReply(genesis)))
+
+    key = IdentityKey.generate()
+    async with (
+        transport_of(IdentityKey.generate()) as serving,
+        transport_of(key) as transport,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(answer, serving)
+        try:
+            token = JoinToken(b"s" * 16, run, 0, b"")
+            invitation = await ask_genesis(transport, key, (serving.addresses()[0],), token)
+        except UserError as error:
+            mistake = error
+        else:
+            return invitation.run
+        finally:
+            nursery.cancel_scope.cancel()
+    raise mistake
+
+
+def test_a_genesis_that_is_forged_or_starts_from_nothing_is_refused_in_words() -> None:
+    founder = IdentityKey.generate()
+    config = found_run(RunSettings(), founder=founder.peer_id, nonce=bytes(16), workload_spec="text")
+    pins = encode(WorkloadPins(Layout(()), bytes(32), bytes(32), None, None))
+    run = run_id(config)
+
+    def made(state: ContentRef | None) -> Record:
+        return make_genesis(authority_of(founder, run), encode_config(config), pins, state)
+
+    right = made(ContentRef(bytes(32), 0))
+    assert trio.run(asked, right, run).id == run
+    forged = msgspec.structs.replace(right, header=msgspec.structs.replace(right.header, signature=bytes(64)))
+    for genesis, told in (
+        (forged, "a genesis that nobody can have founded"),
+        (made(None), "names no version 0"),
+    ):
+        with pytest.raises(UserError, match=told):
+            trio.run(asked, genesis, run)
+    with pytest.raises(UserError, match="another run than --secret names"):
+        trio.run(asked, right, bytes(32))
