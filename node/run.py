@@ -60,23 +60,29 @@ MAX_SOURCES = 4
 Warn = Callable[[str], None]
 
 
-class Local(msgspec.Struct, frozen=True):
-    """What this machine keeps of how it was started (mode 0600: the secret is in it)."""
+class Local(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What this machine keeps of how it was started (mode 0600: the secret is in it).
+
+    `trusted` is the (height, record) of the join line that brought it to the run: it may be stopped before its chain is so long.
+    """
 
     secret: bytes
     workload: str
     settings: dict[str, str]
     name: str
+    trusted: tuple[int, bytes] | None = None
 
 
 class Run(msgspec.Struct, frozen=True):
-    """The run this node takes part in. `secret` is None in an open run; `frames` are an earlier life's."""
+    """The run this node takes part in. `secret` is None in an open run; `frames` are an earlier life's; `trusted` is the
+    (height, record) that the chain must have, by the line that it was joined with."""
 
     genesis: Record
     config: RunConfig
     pins: WorkloadPins
     secret: bytes | None
     frames: tuple[bytes, ...] = ()
+    trusted: tuple[int, bytes] | None = None
 
     @property
     def id(self) -> bytes:
@@ -270,15 +276,13 @@ async def ask_genesis(
         raise UserError(
             "the bootstrap peer belongs to another run than --secret names: use the whole line again"
         )
+    trusted = token.anchor if token is not None else None
     try:
-        Ledger(authority_of(key, run_id(config)), reply.genesis)
+        Ledger(authority_of(key, run_id(config)), reply.genesis, trusted)
     except RemoteError as error:
-        raise UserError(
-            f"the bootstrap peer shows a genesis that nobody can have founded ({error})"
-        ) from error
-    return Invitation(
-        peer, Run(reply.genesis, config, pins, token.secret or None if token is not None else None)
-    )
+        raise UserError(f"the bootstrap peer's genesis is not the run's ({error})") from error
+    secret = token.secret or None if token is not None else None
+    return Invitation(peer, Run(reply.genesis, config, pins, secret, trusted=trusted))
 
 
 async def _connect(transport: Libp2pTransport, bootstrap: tuple[str, ...]) -> str:

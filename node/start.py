@@ -86,8 +86,10 @@ def open_directory(
         return key, None
     genesis, frames = known
     config, pins = readable(genesis, f"{store.path}'s")
+    # Of the token that it was joined with: what this log holds of its own above it, a newer token may contradict.
+    trusted = local.trusted if local is not None else None
     if config.open:
-        return key, Run(genesis, config, pins, None, frames)
+        return key, Run(genesis, config, pins, None, frames, trusted)
     secret = local.secret if local is not None else b""
     if not secret and token is not None and token.run == run_id(config):
         secret = token.secret
@@ -96,7 +98,7 @@ def open_directory(
             f"{store.path / LOCAL_FILE} is gone, and with it the run's secret: add the --secret that another node's line names",
             exit_code=2,
         )
-    return key, Run(genesis, config, pins, secret, frames)
+    return key, Run(genesis, config, pins, secret, frames, trusted)
 
 
 def _new_key(store: Store, tell: Callable[[str], None], why: str) -> IdentityKey:
@@ -173,7 +175,7 @@ async def start(
         )
     absolute = parse_spec(workload)
     spec = f"{absolute.file}:{absolute.name}" if absolute.file else workload
-    write_local(store, Local(run.secret or b"", spec, settings, name))
+    write_local(store, Local(run.secret or b"", spec, settings, name, run.trusted))
     return Started(run, trainer, loaded)
 
 

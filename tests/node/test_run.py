@@ -16,7 +16,7 @@ from node.console import Console
 from node.hello import JoinToken
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport, open_transport
-from node.run import Run, ask_genesis, authority_of
+from node.run import Run, ask_genesis, authority_of, read_local, write_local
 from node.start import NodeOptions, open_directory, start
 from node.store import Store
 from node.transport_events import Received
@@ -130,7 +130,14 @@ def test_a_node_that_resumes_with_another_model_or_other_data_is_refused(tmp_pat
         with pytest.raises(UserError, match="train data differs"):
             await machine.start()
         workload(tmp_path, comment="# a comment\n")
-        assert (await machine.start()).id == run.id
+        with Store.open(tmp_path / "node") as store:
+            local = read_local(store)
+            assert local is not None
+            write_local(store, msgspec.structs.replace(local, trusted=(7, b"r" * 32)))
+        resumed = await machine.start()
+        assert (resumed.id, resumed.trusted) == (run.id, (7, b"r" * 32))
+        with Store.open(tmp_path / "node") as store:
+            assert read_local(store) == msgspec.structs.replace(local, trusted=resumed.trusted)
 
     trio.run(main)
     assert ["source differs" in line for line in machine.told] == [True], "a source that differs only warns"
@@ -200,7 +207,7 @@ def test_a_genesis_that_is_forged_or_starts_from_nothing_is_refused_in_words() -
     assert trio.run(asked, right, run).id == run
     forged = msgspec.structs.replace(right, header=msgspec.structs.replace(right.header, signature=bytes(64)))
     for genesis, told in (
-        (forged, "a genesis that nobody can have founded"),
+        (forged, "the bootstrap peer's genesis is not the run's"),
         (made(None), "names no version 0"),
     ):
         with pytest.raises(UserError, match=told):
