@@ -15,11 +15,13 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 
 from node.bulk_fetch import FetchError, fetch_into
+from node.flags import FoundersFlags
 from node.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
@@ -180,29 +182,25 @@ async def found(
     trainer: Trainer,
     *,
     workload: str,
-    run_file: Path | None,
-    rounds: int | None,
-    minimum_members: int | None,
-    init: Path | None,
-    open_run: bool,
+    founders: FoundersFlags,
 ) -> Run:
     """Makes a new run with version 0, in this directory. Raises UserError for the run file, the workload and `init`."""
     loaded = await trainer.ready()
-    text = _read_run_file(run_file)
-    settings = parse_run_file(text, str(run_file or "run.toml"), loaded.run_defaults)
-    settings = _with_flags(settings, rounds, minimum_members)
+    text = _read_run_file(founders.config)
+    settings = parse_run_file(text, str(founders.config or "run.toml"), loaded.run_defaults)
+    settings = _with_flags(settings, founders.rounds, founders.minimum_members)
     config = found_run(
         settings,
         founder=key.peer_id,
         nonce=os.urandom(NONCE_BYTES),
         workload_spec=parse_spec(workload).portable,
-        open=open_run,
+        open=founders.open,
     )
     await configure(trainer, config, store, None, None)
     scratch = store.path / "scratch"
     scratch.mkdir(exist_ok=True)
     names = {what: str(scratch / f"founded-{what}") for what in ("state", "dataset", "frozen")}
-    made = await trainer.initialize(Initialize(init=str(init) if init else None, **names))
+    made = await trainer.initialize(Initialize(init=str(founders.init) if founders.init else None, **names))
 
     def keep(what: str) -> ContentRef:
         return store.put_file(names[what], move=True)
@@ -214,7 +212,7 @@ async def found(
     authority = authority_of(key, run_id(config))
     pins = made.described.pins
     genesis = make_genesis(authority, encode_config(config), encode(pins), state, dataset, frozen)
-    return Run(genesis, config, pins, None if open_run else os.urandom(SECRET_BYTES))
+    return Run(genesis, config, pins, None if founders.open else os.urandom(SECRET_BYTES))
 
 
 def _read_run_file(path: Path | None) -> str:
@@ -413,10 +411,7 @@ def contradicted(
     *,
     secret: str | None,
     workload: str | None,
-    rounds: int | None,
-    run_file: Path | None,
-    init: Path | None,
-    open_run: bool,
+    founders: FoundersFlags,
 ) -> str:
     """Which flag contradicts the run that this directory is in ("" when none does)."""
     if secret is not None:
@@ -427,15 +422,29 @@ def contradicted(
             return "--secret is not this run's"
     if workload is not None and parse_spec(workload).portable != run.workload_spec:
         return f"--workload {workload}, but the run trains {run.workload_spec}"
-    if rounds is not None and rounds != run.strategy.aggregation_rounds:
-        return f"--rounds {rounds}, but the run was founded with {run.strategy.aggregation_rounds}"
-    if init is not None:
-        return "--init: only a new run is given its first parameters"
-    if open_run and not run.open:
-        return "--open, but the run was founded with a secret"
-    if run_file is not None and not _same_settings(run, run_file):
-        return f"--config {run_file} says something else than the run was founded with"
+    for flag, value in founders.given().items():
+        if reason := _contradiction(run, flag, value):
+            return reason
     return ""
+
+
+def _contradiction(run: RunConfig, flag: str, value: Any) -> str:
+    """Why one of the founder's flags does not fit the run ("" when it does)."""
+    match flag:
+        case "--config":
+            fits = _same_settings(run, value)
+            return "" if fits else f"--config {value} says something else than the run was founded with"
+        case "--rounds":
+            founded = run.strategy.aggregation_rounds
+        case "--minimum-members":
+            founded = run.participation.minimum_members
+        case "--init":
+            return "--init: only a new run is given its first parameters"
+        case "--open":
+            return "" if run.open else "--open, but the run was founded with a secret"
+        case _:
+            raise LocalError(f"nothing says whether {flag} fits a run")
+    return "" if value == founded else f"{flag} {value}, but the run was founded with {founded}"
 
 
 def _same_settings(run: RunConfig, run_file: Path) -> bool:

@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from node.console import Console
+from node.flags import FoundersFlags
 from node.hello import JoinToken
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
@@ -49,16 +50,12 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap: tuple[str, ...] = ()
     secret: str | None = None
     workload: str | None = None
-    config: Path | None = None
     local: dict[str, str] = {}
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     name: str | None = None
     device: str = "auto"
-    rounds: int | None = None
-    minimum_members: int | None = None
-    init: Path | None = None
-    open: bool = False
+    founders: FoundersFlags = FoundersFlags()
 
 
 # The directory -------------------------------------------------------------------------------------------------------
@@ -142,7 +139,8 @@ async def start(
     if resumed is not None:
         workload = _workload_to_resume(options, name, store, resumed, local)
     elif options.bootstrap:
-        _refuse_founders_flags(options)
+        for flag in options.founders.given():
+            raise UserError(f"{flag} is the founder's: a node that joins takes the run as it is", exit_code=2)
         invitation = await ask_genesis(transport, key, options.bootstrap, token)
         workload = workload_for(invitation.run.config, options.workload)
     else:
@@ -167,11 +165,7 @@ async def start(
             key,
             trainer,
             workload=workload,
-            run_file=options.config,
-            rounds=options.rounds,
-            minimum_members=options.minimum_members,
-            init=options.init,
-            open_run=options.open,
+            founders=options.founders,
         )
     absolute = parse_spec(workload)
     spec = f"{absolute.file}:{absolute.name}" if absolute.file else workload
@@ -189,10 +183,7 @@ def _workload_to_resume(
         local or Local(resumed.secret or b"", workload, {}, name),
         secret=options.secret,
         workload=options.workload,
-        rounds=options.rounds,
-        run_file=options.config,
-        init=options.init,
-        open_run=options.open,
+        founders=options.founders,
     )
     if reason:
         raise UserError(
@@ -201,14 +192,3 @@ def _workload_to_resume(
             exit_code=2,
         )
     return workload
-
-
-def _refuse_founders_flags(options: NodeOptions) -> None:
-    for flag, given in (
-        ("--init", options.init),
-        ("--rounds", options.rounds),
-        ("--minimum-members", options.minimum_members),
-        ("--config", options.config),
-    ):
-        if given is not None:
-            raise UserError(f"{flag} is the founder's: a node that joins takes the run as it is", exit_code=2)

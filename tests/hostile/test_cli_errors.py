@@ -225,6 +225,8 @@ def test_flags_of_the_founder_at_a_joiner(tmp_path: Path, founder: RunningNode) 
     address, secret = line_of(founder)
     told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, "--rounds", "3", code=2)
     assert told == "--rounds is the founder's: a node that joins takes the run as it is"
+    told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, "--open", code=2)
+    assert told == "--open is the founder's: a node that joins takes the run as it is"
     told = fails(tmp_path / "b", "--secret", secret, code=2)
     assert told == "--secret needs --bootstrap: the address of a node of the run"
 
@@ -348,6 +350,7 @@ def test_founding_and_contradicting_flags_inside_another_runs_directory(
     changed = run_file(tmp_path / "other.toml", members=3, committee=3, pause_s=0.0)
     cases = {
         ("--rounds", "7"): "--rounds 7, but the run was founded with 100000",
+        ("--minimum-members", "9"): "--minimum-members 9, but the run was founded with 1",
         ("--bootstrap", address, "--secret", secret): "--secret belongs to another run",
         (
             "--workload",

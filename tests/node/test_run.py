@@ -13,10 +13,11 @@ import trio
 
 from node.bulk import serve
 from node.console import Console
+from node.flags import FoundersFlags
 from node.hello import JoinToken
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport, open_transport
-from node.run import Run, ask_genesis, authority_of, read_local, write_local
+from node.run import Local, Run, ask_genesis, authority_of, contradicted, read_local, write_local
 from node.start import NodeOptions, open_directory, start
 from node.store import Store
 from node.transport_events import Received
@@ -161,6 +162,45 @@ def test_a_data_set_that_is_gone_is_fetched_again_or_the_node_is_refused(tmp_pat
             assert store.has(ref)
 
     trio.run(main)
+
+
+WRONG = {
+    "config": Path("run.toml"),
+    "rounds": 7,
+    "minimum_members": 9,
+    "init": Path("first.safetensors"),
+    "open": True,
+}
+
+
+@pytest.mark.parametrize("name", FoundersFlags._fields)
+def test_each_of_the_founders_flags_is_refused_where_a_run_is_there_already(
+    tmp_path: Path, name: str
+) -> None:
+    founders = FoundersFlags(**{name: WRONG[name]})
+    [flag] = founders.given()
+    with pytest.raises(UserError, match=f"^{flag} is the founder's") as caught:
+        trio.run(lambda: Machine(tmp_path).start(bootstrap=("192.0.2.7:4001",), founders=founders))
+    assert caught.value.exit_code == 2
+    (tmp_path / "run.toml").write_text("[strategy]\nlocal_steps = 4\n")
+    if name == "config":
+        founders = FoundersFlags(config=tmp_path / "run.toml")
+    config = found_run(RunSettings(), founder="A", nonce=bytes(16), workload_spec="text")
+    local = Local(b"s" * 16, "text", {}, "lab1")
+    told = contradicted(config, local, secret=None, workload=None, founders=founders)
+    assert told.startswith(flag)
+    assert contradicted(config, local, secret=None, workload=None, founders=FoundersFlags()) == ""
+
+
+def test_flags_with_which_the_run_was_founded_are_no_contradiction() -> None:
+    config = found_run(RunSettings(), founder="A", nonce=bytes(16), workload_spec="text", open=True)
+    founders = FoundersFlags(
+        rounds=config.strategy.aggregation_rounds,
+        minimum_members=config.participation.minimum_members,
+        open=True,
+    )
+    local = Local(b"", "text", {}, "lab1")
+    assert contradicted(config, local, secret=None, workload="text", founders=founders) == ""
 
 
 # Joining
