@@ -132,7 +132,7 @@ class _Node:
             transport=self.transport,
             console=self.console,
             nursery=nursery,
-            trainer_died=lambda reason: self._event("trainer-died", {"reason": reason}),
+            event=self._event,
         )
         self.run_ = started.run
         self.run_id = started.run.id

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from node.bulk_fetch import FetchError, fetch_into
 from node.flags import FoundersFlags
+from node.founded_content import ContentMissing, Event, fetch_founded, missing_content, who_answers
 from node.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
@@ -55,9 +54,6 @@ from p2pcoord.wire import decode, encode
 from p2pcoord.workload import WorkloadPins, compare_pins
 
 LOCAL_FILE = "node.cbor"
-
-# Who is asked for the founder's content at once. Four fill most links, as many as a state is fetched from.
-MAX_SOURCES = 4
 
 Warn = Callable[[str], None]
 
@@ -321,22 +317,23 @@ async def join(
     trainer: Trainer,
     invitation: Invitation,
     warn: Warn,
+    event: Event,
 ) -> Run:
     """Gets the founder's data, and compares this machine's workload with the run's. Raises UserError."""
     run = invitation.run
-    for what, ref in missing_content(store, run.body):
-        try:
-            await fetch_into(store, transport, ref, [invitation.source])
-        except FetchError as error:
-            raise UserError(f"the run's {what} could not be fetched: {error}") from error
+    try:
+        await fetch_founded(
+            store, transport, run.body, [invitation.source], _admission(transport, run), event
+        )
+    except ContentMissing as error:
+        raise UserError(f"the run's {error.what} could not be fetched: {error}") from error
     await agree(trainer, store, run, warn)
     return run
 
 
-def missing_content(store: Store, body: Genesis) -> list[tuple[str, ContentRef]]:
-    """What of the founder's the trainer needs and is not here: its name for people, and the content."""
-    wanted = (("data set", body.dataset), ("frozen parameters", body.frozen))
-    return [(what, ref) for what, ref in wanted if ref is not None and not store.has(ref)]
+def _admission(transport: Libp2pTransport, run: Run) -> Admission:
+    me = transport.peer_id
+    return Admission(me, "", proof_of(run.secret, run.id, me))
 
 
 async def agree(trainer: Trainer, store: Store, run: Run, warn: Warn) -> None:
@@ -373,36 +370,21 @@ async def resume(
     run: Run,
     addresses: tuple[str, ...],
     warn: Warn,
+    event: Event,
 ) -> None:
     """Goes on with a run: its workload's file and data may have changed since the last start.
 
     What is gone of the founder's content is fetched again from whoever answers at `addresses`. Raises UserError.
     """
-    missing = missing_content(store, run.body)
-    sources = await _who_answers(transport, addresses) if missing else []
-    for what, ref in missing:
-        try:
-            await fetch_into(store, transport, ref, sources)
-        except FetchError as error:
-            raise UserError(
-                f"the run's {what} ({ref.size_bytes} bytes) is gone from {store.path}, and could not be fetched again: "
-                f"{error}. Start this node while another one of the run is running, and name that one with --bootstrap"
-            ) from error
+    sources = await who_answers(transport, addresses) if missing_content(store, run.body) else []
+    try:
+        await fetch_founded(store, transport, run.body, sources, _admission(transport, run), event)
+    except ContentMissing as error:
+        raise UserError(
+            f"the run's {error.what} ({error.ref.size_bytes} bytes) is gone from {store.path}, and could not be fetched "
+            f"again: {error}. Start this node while another one of the run is running, and name that one with --bootstrap"
+        ) from error
     await agree(trainer, store, run, warn)
-
-
-async def _who_answers(transport: Libp2pTransport, addresses: tuple[str, ...]) -> list[str]:
-    """The peers at these addresses that can be connected to; MAX_SOURCES at most, and only the first addresses are tried."""
-    peers: list[str] = []
-
-    async def connect(address: str) -> None:
-        with suppress(DialError):
-            peers.append(await transport.connect(None, (address,)))
-
-    async with trio.open_nursery() as nursery:
-        for address in addresses[:MAX_SOURCES]:
-            nursery.start_soon(connect, address)
-    return peers
 
 
 def contradicted(

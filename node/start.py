@@ -15,6 +15,7 @@ import trio
 
 from node.console import Console
 from node.flags import FoundersFlags
+from node.founded_content import Event
 from node.hello import JoinToken
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
@@ -128,7 +129,7 @@ async def start(
     transport: Libp2pTransport,
     console: Console,
     nursery: trio.Nursery,
-    trainer_died: Callable[[str], None],
+    event: Event,
 ) -> Started:
     """Founds, joins or resumes; the trainer runs in `nursery` from then on. Raises UserError.
 
@@ -149,16 +150,16 @@ async def start(
     trainer = Trainer(
         TrainerSettings(parse_spec(workload), store.path / "trainer", settings, options.device),
         output=console.trainer_output,
-        restarted=trainer_died,
+        restarted=lambda reason: event("trainer-died", {"reason": reason}),
     )
     nursery.start_soon(trainer.run)
     loaded = await trainer.ready()
     if resumed is not None:
         run = resumed
         addresses = (*options.bootstrap, *known_addresses(store))
-        await resume(store, transport, trainer, run, addresses, console.warn)
+        await resume(store, transport, trainer, run, addresses, console.warn, event)
     elif invitation is not None:
-        run = await join(store, transport, trainer, invitation, console.warn)
+        run = await join(store, transport, trainer, invitation, console.warn, event)
     else:
         run = await found(
             store,

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -74,6 +75,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.told: list[str] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
 
     async def start(self, **flags: object) -> Run:
         """As far as `start` goes; of a new run the log's first frames are written, as a peer does. Raises UserError."""
@@ -100,7 +102,7 @@ class Machine:
                     transport=transport,
                     console=Console(self.told.append, lambda peer: peer),
                     nursery=nursery,
-                    trainer_died=self.told.append,
+                    event=lambda name, fields: self.events.append((name, fields)),
                 )
             finally:
                 nursery.cancel_scope.cancel()
@@ -158,6 +160,9 @@ def test_a_data_set_that_is_gone_is_fetched_again_or_the_node_is_refused(tmp_pat
         async with transport_of(IdentityKey.generate()) as serving:
             serve(serving, lambda peer, root: Held(b"the founder's"))
             await machine.start(bootstrap=(serving.addresses()[0],))
+            told = {"purpose": "dataset", "size_bytes": 13, "sources": {serving.peer_id: 13}, "refused": {}}
+        assert [name for name, _ in machine.events] == ["fetch-failed", "fetched"]
+        assert machine.events[-1] == ("fetched", told)
         with Store.open(tmp_path / "node") as store:
             assert store.has(ref)
 
