@@ -65,7 +65,10 @@ class Replica:
         self._share = share
         self._shares = shares
         local = settings.local
-        configuration = Configure({}, "dealt", local.batch_size, local.optimizer, derive_seed(RUN, "model"))
+        slots = configured(settings.optimization).slots
+        configuration = Configure(
+            {}, "dealt", local.batch_size, local.optimizer, derive_seed(RUN, "model"), slots
+        )
         self.training = LocalTraining(workload, bytes(32), torch.device("cpu"), folder, configuration)
 
     def train(self, base: Path, version: int) -> Path:
@@ -137,8 +140,7 @@ def reach(
         Replica(folder / f"replica{index}", settings, index, shares, workload()) for index in range(replicas)
     ]
     state = folder / "state0"
-    slots = configured(settings.optimization).slots
-    request = Initialize(None, slots, str(state), str(folder / "dataset"), str(folder / "frozen"))
+    request = Initialize(None, str(state), str(folder / "dataset"), str(folder / "frozen"))
     layout = members[0].training.initialize(request).described.pins.layout
     for version in range(settings.strategy.aggregation_rounds):
         contributions = [member.train(state, version) for member in members]

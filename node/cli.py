@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.flags import directory_flag, node_flags
+from node.flags import FoundersFlags, directory_flag, node_flags
 
 if TYPE_CHECKING:
     from simulations.report import Report
@@ -113,7 +113,7 @@ def _tell(line: str) -> None:
 )
 @click.option("--name", metavar="NAME", help="This machine's name for people.  [default: its host name]")
 @directory_flag
-def node(data_dir: Path, open_: bool, **flags: Any) -> None:
+def node(data_dir: Path, **flags: Any) -> None:
     """Take part in a run: found one, join one (--bootstrap), or go on with the one in the directory."""
     from functools import partial
 
@@ -122,7 +122,7 @@ def node(data_dir: Path, open_: bool, **flags: Any) -> None:
     from node.process import run_node
     from node.start import NodeOptions
 
-    options = NodeOptions(data_dir=data_dir, open=open_, **flags)
+    options = NodeOptions(data_dir=data_dir, **flags)
     sys.exit(trio.run(partial(run_node, options, tell=_tell)))
 
 
@@ -277,13 +277,9 @@ def cluster(
     bootstrap: tuple[str, ...],
     secret: str | None,
     workload: str | None,
-    config: Path | None,
     local: dict[str, str],
     device: str,
-    rounds: int | None,
-    minimum_members: int | None,
-    init: Path | None,
-    open_: bool,
+    founders: FoundersFlags,
     name: str,
 ) -> None:
     """Run a network of nodes on this machine, with the flags of `node`; Ctrl-C ends all of them."""
@@ -294,20 +290,14 @@ def cluster(
 
     from node.cluster import ClusterOptions, run_cluster
 
-    if minimum_members is None and config is None and not bootstrap:
-        minimum_members = nodes  # they start one after the other, and are meant to train together
-    founders = {
-        "--config": config,
-        "--rounds": rounds,
-        "--minimum-members": minimum_members,
-        "--init": init,
-        "--open": open_ or None,
-    }
-    founding = [part for flag, value in founders.items() if value is not None for part in (flag, str(value))]
-    if open_:
-        founding.remove("True")
-    if bootstrap and founding:
-        raise click.UsageError(f"{founding[0]} is the founder's: with --bootstrap all nodes join")
+    if bootstrap and founders.given():
+        raise click.UsageError(
+            f"{next(iter(founders.given()))} is the founder's: with --bootstrap all nodes join"
+        )
+    founds = not bootstrap and not (base / "node1" / "log").exists()
+    if founds and founders.minimum_members is None and founders.config is None:
+        # They start one after the other, and are meant to train together.
+        founders = founders._replace(minimum_members=nodes)
     shared = [*(("--workload", workload) if workload else ()), "--device", device]
     for key, value in local.items():
         shared += ["--set", f"{key}={value}"]
@@ -324,7 +314,7 @@ def cluster(
         nodes=nodes,
         base=base,
         shared=tuple(shared),
-        founding=tuple(founding),
+        founding=founders.arguments(),
         bootstrap=bootstrap,
         secret=secret,
         name=name,

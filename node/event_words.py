@@ -87,14 +87,16 @@ def _who(fields: Mapping[str, Any], name_of: NameOf, key: str = "peer") -> str:
 
 
 def _fetched(fields: Mapping[str, Any], name_of: NameOf) -> str | None:
-    """Where a state came from; the fetches of every round have no words."""
-    if fields.get("purpose") != "state":
+    """Where a state or the founder's content came from; the fetches of every round have no words."""
+    founders = {"dataset": "the run's data set", "frozen": "the run's frozen parameters"}
+    what = founders.get(fields.get("purpose", ""), f"the state of version {fields.get('version')}")
+    if fields.get("purpose") not in ("state", *founders):
         return None
     sources = fields.get("sources") or {}
     told = ", ".join(f"{size(count)} from {name_of(peer)}" for peer, count in sources.items())
     refused = fields.get("refused") or {}
     bad = "".join(f"; {name_of(peer)} was dropped ({reason})" for peer, reason in refused.items())
-    return f"fetched the state of version {fields.get('version')}: {told or 'it was here'}{bad}"
+    return f"fetched {what}: {told or 'it was here'}{bad}"
 
 
 def _excluded(fields: Mapping[str, Any], name_of: NameOf) -> str:

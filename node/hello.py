@@ -98,12 +98,17 @@ def _protocol(data: bytes) -> int:
 
 
 class JoinToken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`secret` is empty for an open run."""
+    """`secret` is empty for an open run, `record` where whoever made the token knew none."""
 
     secret: bytes
     run: bytes
     height: int
     record: bytes
+
+    @property
+    def anchor(self) -> tuple[int, bytes] | None:
+        """What the joiner's chain must have."""
+        return (self.height, self.record) if self.record else None
 
     def text(self) -> str:
         return _TOKEN_PREFIX + base58.b58encode_check(encode(self)).decode()

@@ -96,7 +96,7 @@ class LocalTraining:
         described = self.describe()
         if frozen := files.frozen:
             write_tensors(Path(request.frozen), frozen, {})
-        files.write_state(Path(request.state), request.slots)
+        files.write_state(Path(request.state))
         return Initialized(described, self._workload.dataset is not None, bool(frozen))
 
     def describe(self) -> Described:
@@ -203,7 +203,7 @@ class LocalTraining:
                 )
             with user_code("model()"):
                 model = model.to(self._device)
-            files = ModelState(model)
+            files = ModelState(model, self._settings.slots)
             if self._settings.frozen is not None:
                 self._load_frozen(files, Path(self._settings.frozen))
             self._files = files

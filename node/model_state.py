@@ -30,8 +30,10 @@ from p2pcoord.layout import Layout, TensorSpec, buffer_spec, parameter_spec
 class ModelState:
     """A model on its device, and where its tensors lie in states and contributions."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, slots: int) -> None:
+        """`slots`: how many optimizer slots the run's states have. Raises UserError for a model that cannot be trained."""
         self.model = model
+        self._slots = slots
         self.tensors: dict[str, torch.Tensor] = {}
         specs: list[TensorSpec] = []
         seen: set[int] = set()
@@ -89,14 +91,14 @@ class ModelState:
             for name, view in views.items():
                 self.tensors[name].copy_(torch.from_numpy(np.array(view)))
 
-    def write_state(self, path: Path, slots: int) -> None:
-        """Write the model as version 0: its values, then `slots` optimizer slots of zeros. Raises OSError."""
+    def write_state(self, path: Path) -> None:
+        """Write the model as version 0: its values, then optimizer slots of zeros. Raises OSError."""
         with complete_file(path) as file:
             for spec in self._of("parameter"):
                 file.write(_float32(self.tensors[spec.name]).tobytes())
             self._write_buffers(file)
             zeros = bytes(1 << 20)
-            left = self.layout.state_bytes(slots) - self.layout.contribution_bytes
+            left = self.layout.state_bytes(self._slots) - self.layout.contribution_bytes
             while left:
                 left -= file.write(zeros[:left])
 
@@ -130,10 +132,9 @@ class ModelState:
 
     def _map(self, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         octets = np.memmap(path, dtype=np.uint8, mode="r")
-        if octets.nbytes < self.layout.contribution_bytes:
-            raise LocalError(
-                f"{path} has {octets.nbytes} bytes, a state at least {self.layout.contribution_bytes}"
-            )
+        expected = self.layout.state_bytes(self._slots)
+        if octets.nbytes != expected:  # a larger one is another model's: its slots would be taken for values
+            raise LocalError(f"{path} has {octets.nbytes} bytes, a state of this model {expected}")
         return octets
 
 

@@ -6,13 +6,13 @@ exit code 1   the peer halted, or (as UserError) something of the user's cannot 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from operator import itemgetter
 from typing import Any
 
 import trio
@@ -33,6 +33,7 @@ from node.start import NodeOptions, Started, open_directory, start
 from node.status_socket import serve_status
 from node.store import Store
 from p2pcoord.consensus.record import Admission, Genesis
+from p2pcoord.effects import Effect
 from p2pcoord.errors import UserError
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.peer import Peer
@@ -131,7 +132,7 @@ class _Node:
             transport=self.transport,
             console=self.console,
             nursery=nursery,
-            trainer_died=lambda reason: self._event("trainer-died", {"reason": reason}),
+            event=self._event,
         )
         self.run_ = started.run
         self.run_id = started.run.id
@@ -171,7 +172,7 @@ class _Node:
                 profile=CapabilityProfile(device[:64], started.loaded.memory_bytes, os.cpu_count() or 0),
                 program_version=program_version(),
                 minimum_memory_bytes=run.config.participation.minimum_memory_mb << 20,
-                trusted=(self.token.height, self.token.record) if self.token is not None else None,
+                trusted=run.trusted,
             ),
         )
         self.driver = driver = Driver(
@@ -186,13 +187,18 @@ class _Node:
         )
         contents = frozenset(ref.root for ref in self.store.refs())
         restored = Restored(run.frames, os.urandom(32), contents)
-        self._introduce(device)
+
+        def begin(now: int) -> list[Effect]:
+            effects = peer.start(restored, now)
+            self._introduce(device)  # not before: the join line names the newest certified record
+            return effects
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_status, self.store.path, lambda: self.local_document(driver))
             nursery.start_soon(watch_end, driver, self.tell)
             nursery.start_soon(watch_quorum, driver, self._event)
             nursery.start_soon(keep_addresses, self.store, peer)
-            await driver.run(functools.partial(peer.start, restored))
+            await driver.run(begin)
             nursery.cancel_scope.cancel()
         return driver.halted
 
@@ -210,14 +216,15 @@ class _Node:
             tell("voters     1 of 1: this machine must stay until status shows 3 voters")
 
     def join_line(self) -> str:
-        """The command that brings another machine to this run."""
-        ledger = (
-            self.peer.agreement.voter.ledger
-            if self.peer is not None and hasattr(self.peer, "agreement")
-            else None
-        )
-        height = ledger.certified if ledger is not None else 0
-        record = ledger.hashes[height] if ledger is not None else b""
+        """The command that brings another machine to this run, once the peer has started.
+
+        It names the newest record that is certified here; while this node is still behind the line that it was joined with, that
+        line's.
+        """
+        assert self.peer is not None
+        ledger = self.peer.agreement.voter.ledger
+        certified = ledger.certified, ledger.hashes[ledger.certified]
+        height, record = max(certified, self.run_.trusted or certified, key=itemgetter(0))
         token = JoinToken(self.run_.secret or b"", self.run_id, height, record)
         address = (self.transport.addresses() or ("ADDRESS",))[0]
         workload = self.run_.config.workload_spec

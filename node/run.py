@@ -3,7 +3,8 @@
     directory   --bootstrap   what happens
     empty       no            found: make version 0 and genesis, print the line for others
     empty       yes           join: ask the bootstrap peer for genesis, check it against the token, fetch data, compare pins
-    used        any           resume: the log says which run; flags that contradict it are refused
+    used        any           resume: the log says which run; flags that contradict it are refused, and so is a workload
+                              that is no longer the run's
 
 All three end with a `Run`: genesis, config, pins and secret, the trainer configured for it.
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 
-from node.bulk_fetch import FetchError, fetch_into
-from node.hello import SECRET_BYTES, JoinToken, parse_token, proof_of
+from node.flags import FoundersFlags
+from node.founded_content import ContentMissing, Event, fetch_founded, missing_content, who_answers
+from node.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
 from node.identity_key import IdentityKey
 from node.libp2p_transport import Libp2pTransport
 from node.question import NoAnswer, ask
@@ -27,6 +30,7 @@ from node.trainer_process import Trainer
 from node.trainer_protocol import Configure, Initialize
 from node.transport_events import DialError
 from node.workload_loading import BUILT_IN, parse_spec
+from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.record import Admission, Genesis, Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
 from p2pcoord.content import ContentRef
@@ -54,23 +58,29 @@ LOCAL_FILE = "node.cbor"
 Warn = Callable[[str], None]
 
 
-class Local(msgspec.Struct, frozen=True):
-    """What this machine keeps of how it was started (mode 0600: the secret is in it)."""
+class Local(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What this machine keeps of how it was started (mode 0600: the secret is in it).
+
+    `trusted` is the (height, record) of the join line that brought it to the run: it may be stopped before its chain is so long.
+    """
 
     secret: bytes
     workload: str
     settings: dict[str, str]
     name: str
+    trusted: tuple[int, bytes] | None = None
 
 
 class Run(msgspec.Struct, frozen=True):
-    """The run this node takes part in. `secret` is None in an open run; `frames` are an earlier life's."""
+    """The run this node takes part in. `secret` is None in an open run; `frames` are an earlier life's; `trusted` is the
+    (height, record) that the chain must have, by the line that it was joined with."""
 
     genesis: Record
     config: RunConfig
     pins: WorkloadPins
     secret: bytes | None
     frames: tuple[bytes, ...] = ()
+    trusted: tuple[int, bytes] | None = None
 
     @property
     def id(self) -> bytes:
@@ -109,10 +119,23 @@ def check_genesis(genesis: Record) -> tuple[RunConfig, WorkloadPins]:
     body = genesis.body
     if not isinstance(body, Genesis):
         raise RemoteError("bad_genesis", "not a genesis record")
+    if body.state is None:
+        raise RemoteError("bad_genesis", "names no version 0")
     config = decode_config(body.config)
     if config.founder != genesis.header.coordinator:
         raise RemoteError("bad_genesis", "signed by another than the founder")
     return config, decode(body.pins, WorkloadPins)
+
+
+def readable(genesis: Record, whose: str) -> tuple[RunConfig, WorkloadPins]:
+    """`check_genesis` in words for the user: `whose` run cannot be read. Raises UserError."""
+    try:
+        return check_genesis(genesis)
+    except RemoteError as error:
+        raise UserError(
+            f"{whose} run cannot be read by this program, p2pcoord {program_version()} ({error}): it was founded by "
+            "another version, most likely a newer one. Upgrade p2pcoord here"
+        ) from error
 
 
 def read_local(store: Store) -> Local | None:
@@ -139,6 +162,7 @@ async def configure(
             batch_size=config.local.batch_size,
             optimizer=config.local.optimizer,
             seed=derive_seed(run_id(config), "model"),
+            slots=configured(config.optimization).slots,
             dataset=path(dataset),
             frozen=path(frozen),
         )
@@ -154,30 +178,25 @@ async def found(
     trainer: Trainer,
     *,
     workload: str,
-    run_file: Path | None,
-    rounds: int | None,
-    minimum_members: int | None,
-    init: Path | None,
-    open_run: bool,
+    founders: FoundersFlags,
 ) -> Run:
     """Makes a new run with version 0, in this directory. Raises UserError for the run file, the workload and `init`."""
     loaded = await trainer.ready()
-    text = _read_run_file(run_file)
-    settings = parse_run_file(text, str(run_file or "run.toml"), loaded.run_defaults)
-    settings = _with_flags(settings, rounds, minimum_members)
+    text = _read_run_file(founders.config)
+    settings = parse_run_file(text, str(founders.config or "run.toml"), loaded.run_defaults)
+    settings = _with_flags(settings, founders.rounds, founders.minimum_members)
     config = found_run(
         settings,
         founder=key.peer_id,
         nonce=os.urandom(NONCE_BYTES),
         workload_spec=parse_spec(workload).portable,
-        open=open_run,
+        open=founders.open,
     )
     await configure(trainer, config, store, None, None)
     scratch = store.path / "scratch"
     scratch.mkdir(exist_ok=True)
     names = {what: str(scratch / f"founded-{what}") for what in ("state", "dataset", "frozen")}
-    slots = configured(config.optimization).slots
-    made = await trainer.initialize(Initialize(init=str(init) if init else None, slots=slots, **names))
+    made = await trainer.initialize(Initialize(init=str(founders.init) if founders.init else None, **names))
 
     def keep(what: str) -> ContentRef:
         return store.put_file(names[what], move=True)
@@ -189,7 +208,7 @@ async def found(
     authority = authority_of(key, run_id(config))
     pins = made.described.pins
     genesis = make_genesis(authority, encode_config(config), encode(pins), state, dataset, frozen)
-    return Run(genesis, config, pins, None if open_run else os.urandom(SECRET_BYTES))
+    return Run(genesis, config, pins, None if founders.open else os.urandom(SECRET_BYTES))
 
 
 def _read_run_file(path: Path | None) -> str:
@@ -217,12 +236,19 @@ def _with_flags(settings: RunSettings, rounds: int | None, minimum_members: int 
 # Joining -------------------------------------------------------------------------------------------------------------
 
 
+class Invitation(msgspec.Struct, frozen=True):
+    """What the bootstrap peer said of its run, checked against the token. `source` is its peer id."""
+
+    source: str
+    run: Run
+
+
 async def ask_genesis(
     transport: Libp2pTransport, key: IdentityKey, bootstrap: tuple[str, ...], token: JoinToken | None
-) -> tuple[str, Record]:
-    """Connects to one of the bootstrap addresses and asks it for the run's genesis: (its peer id, genesis).
+) -> Invitation:
+    """Connects to one of the bootstrap addresses and asks it for the run's genesis.
 
-    Raises UserError when nobody answers there, or what is answered is another run.
+    Raises UserError when nobody answers there, or what is answered is another run or none that this program can read.
     """
     peer = await _connect(transport, bootstrap)
     proof = proof_of(token.secret, token.run, key.peer_id) if token is not None else b""
@@ -239,7 +265,18 @@ async def ask_genesis(
         raise UserError(
             f"the peer at {bootstrap[0]} does not say which run it is in. {why}".rstrip(". ") + "."
         ) from None
-    return peer, reply.genesis
+    config, pins = readable(reply.genesis, "the bootstrap peer's")
+    if token is not None and token.run != run_id(config):
+        raise UserError(
+            "the bootstrap peer belongs to another run than --secret names: use the whole line again"
+        )
+    trusted = token.anchor if token is not None else None
+    try:
+        Ledger(authority_of(key, run_id(config)), reply.genesis, trusted)
+    except RemoteError as error:
+        raise UserError(f"the bootstrap peer's genesis is not the run's ({error})") from error
+    secret = token.secret or None if token is not None else None
+    return Invitation(peer, Run(reply.genesis, config, pins, secret, trusted=trusted))
 
 
 async def _connect(transport: Libp2pTransport, bootstrap: tuple[str, ...]) -> str:
@@ -278,37 +315,36 @@ async def join(
     store: Store,
     transport: Libp2pTransport,
     trainer: Trainer,
-    source: str,
-    genesis: Record,
-    token: JoinToken | None,
+    invitation: Invitation,
     warn: Warn,
+    event: Event,
 ) -> Run:
-    """Checks genesis against the token, gets the founder's data, and compares this machine's workload with the run's."""
+    """Gets the founder's data, and compares this machine's workload with the run's. Raises UserError."""
+    run = invitation.run
     try:
-        config, pins = check_genesis(genesis)
-    except RemoteError as error:
-        raise UserError(f"the bootstrap peer's run cannot be read by this program: {error.detail}") from error
-    if token is not None and token.run != run_id(config):
-        raise UserError(
-            "the bootstrap peer belongs to another run than --secret names: use the whole line again"
+        await fetch_founded(
+            store, transport, run.body, [invitation.source], _admission(transport, run), event
         )
-    body = genesis.body
-    assert isinstance(body, Genesis)
-    for what, ref in (("data set", body.dataset), ("frozen parameters", body.frozen)):
-        if ref is not None and not store.has(ref):
-            try:
-                await fetch_into(store, transport, ref, [source])
-            except FetchError as error:
-                raise UserError(f"the run's {what} could not be fetched: {error}") from error
+    except ContentMissing as error:
+        raise UserError(f"the run's {error.what} could not be fetched: {error}") from error
+    await agree(trainer, store, run, warn)
+    return run
+
+
+def _admission(transport: Libp2pTransport, run: Run) -> Admission:
+    me = transport.peer_id
+    return Admission(me, "", proof_of(run.secret, run.id, me))
+
+
+async def agree(trainer: Trainer, store: Store, run: Run, warn: Warn) -> None:
+    """Configures the trainer, and compares this machine's workload with the run's. Raises UserError when it is another."""
     await trainer.ready()
-    await configure(trainer, config, store, body.dataset, body.frozen)
-    described = await trainer.describe()
-    difference = compare_pins(described.pins, pins)
+    await configure(trainer, run.config, store, run.body.dataset, run.body.frozen)
+    difference = compare_pins((await trainer.describe()).pins, run.pins)
     if difference.refused:
         raise UserError("this machine's workload is not the run's: " + "; ".join(difference.refused))
     for told in difference.warned:
         warn(told)
-    return Run(genesis, config, pins, token.secret or None if token is not None else None)
 
 
 def workload_for(config: RunConfig, given: str | None) -> str:
@@ -327,16 +363,37 @@ def workload_for(config: RunConfig, given: str | None) -> str:
 # Resuming ------------------------------------------------------------------------------------------------------------
 
 
+async def resume(
+    store: Store,
+    transport: Libp2pTransport,
+    trainer: Trainer,
+    run: Run,
+    addresses: tuple[str, ...],
+    warn: Warn,
+    event: Event,
+) -> None:
+    """Goes on with a run: its workload's file and data may have changed since the last start.
+
+    What is gone of the founder's content is fetched again from whoever answers at `addresses`. Raises UserError.
+    """
+    sources = await who_answers(transport, addresses) if missing_content(store, run.body) else []
+    try:
+        await fetch_founded(store, transport, run.body, sources, _admission(transport, run), event)
+    except ContentMissing as error:
+        raise UserError(
+            f"the run's {error.what} ({error.ref.size_bytes} bytes) is gone from {store.path}, and could not be fetched "
+            f"again: {error}. Start this node while another one of the run is running, and name that one with --bootstrap"
+        ) from error
+    await agree(trainer, store, run, warn)
+
+
 def contradicted(
     run: RunConfig,
     local: Local,
     *,
     secret: str | None,
     workload: str | None,
-    rounds: int | None,
-    run_file: Path | None,
-    init: Path | None,
-    open_run: bool,
+    founders: FoundersFlags,
 ) -> str:
     """Which flag contradicts the run that this directory is in ("" when none does)."""
     if secret is not None:
@@ -347,15 +404,29 @@ def contradicted(
             return "--secret is not this run's"
     if workload is not None and parse_spec(workload).portable != run.workload_spec:
         return f"--workload {workload}, but the run trains {run.workload_spec}"
-    if rounds is not None and rounds != run.strategy.aggregation_rounds:
-        return f"--rounds {rounds}, but the run was founded with {run.strategy.aggregation_rounds}"
-    if init is not None:
-        return "--init: only a new run is given its first parameters"
-    if open_run and not run.open:
-        return "--open, but the run was founded with a secret"
-    if run_file is not None and not _same_settings(run, run_file):
-        return f"--config {run_file} says something else than the run was founded with"
+    for flag, value in founders.given().items():
+        if reason := _contradiction(run, flag, value):
+            return reason
     return ""
+
+
+def _contradiction(run: RunConfig, flag: str, value: Any) -> str:
+    """Why one of the founder's flags does not fit the run ("" when it does)."""
+    match flag:
+        case "--config":
+            fits = _same_settings(run, value)
+            return "" if fits else f"--config {value} says something else than the run was founded with"
+        case "--rounds":
+            founded = run.strategy.aggregation_rounds
+        case "--minimum-members":
+            founded = run.participation.minimum_members
+        case "--init":
+            return "--init: only a new run is given its first parameters"
+        case "--open":
+            return "" if run.open else "--open, but the run was founded with a secret"
+        case _:
+            raise LocalError(f"nothing says whether {flag} fits a run")
+    return "" if value == founded else f"{flag} {value}, but the run was founded with {founded}"
 
 
 def _same_settings(run: RunConfig, run_file: Path) -> bool:

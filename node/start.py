@@ -14,22 +14,25 @@ import msgspec
 import trio
 
 from node.console import Console
+from node.flags import FoundersFlags
+from node.founded_content import Event
 from node.hello import JoinToken
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import IdentityKey, load_or_create
+from node.known_addresses import known_addresses
 from node.libp2p_transport import Libp2pTransport
 from node.run import (
     LOCAL_FILE,
     Local,
     Run,
     ask_genesis,
-    check_genesis,
-    configure,
     contradicted,
     found,
     join,
     known_run,
     read_local,
+    readable,
+    resume,
     workload_for,
     write_local,
 )
@@ -48,16 +51,12 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap: tuple[str, ...] = ()
     secret: str | None = None
     workload: str | None = None
-    config: Path | None = None
     local: dict[str, str] = {}
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     name: str | None = None
     device: str = "auto"
-    rounds: int | None = None
-    minimum_members: int | None = None
-    init: Path | None = None
-    open: bool = False
+    founders: FoundersFlags = FoundersFlags()
 
 
 # The directory -------------------------------------------------------------------------------------------------------
@@ -84,9 +83,11 @@ def open_directory(
             key = _new_key(store, tell, "the key is here, but its log is gone")
         return key, None
     genesis, frames = known
-    config, pins = check_genesis(genesis)
+    config, pins = readable(genesis, f"{store.path}'s")
+    # Of the token that it was joined with: what this log holds of its own above it, a newer token may contradict.
+    trusted = local.trusted if local is not None else None
     if config.open:
-        return key, Run(genesis, config, pins, None, frames)
+        return key, Run(genesis, config, pins, None, frames, trusted)
     secret = local.secret if local is not None else b""
     if not secret and token is not None and token.run == run_id(config):
         secret = token.secret
@@ -95,7 +96,7 @@ def open_directory(
             f"{store.path / LOCAL_FILE} is gone, and with it the run's secret: add the --secret that another node's line names",
             exit_code=2,
         )
-    return key, Run(genesis, config, pins, secret, frames)
+    return key, Run(genesis, config, pins, secret, frames, trusted)
 
 
 def _new_key(store: Store, tell: Callable[[str], None], why: str) -> IdentityKey:
@@ -128,51 +129,48 @@ async def start(
     transport: Libp2pTransport,
     console: Console,
     nursery: trio.Nursery,
-    trainer_died: Callable[[str], None],
+    event: Event,
 ) -> Started:
     """Founds, joins or resumes; the trainer runs in `nursery` from then on. Raises UserError.
 
     `name` is this machine's. Flags that contradict the run are refused before anything slow begins.
     """
     local = read_local(store)
-    source, genesis = "", None
+    invitation = None
     if resumed is not None:
         workload = _workload_to_resume(options, name, store, resumed, local)
     elif options.bootstrap:
-        _refuse_founders_flags(options)
-        source, genesis = await ask_genesis(transport, key, options.bootstrap, token)
-        config, _ = check_genesis(genesis)
-        workload = workload_for(config, options.workload)
+        for flag in options.founders.given():
+            raise UserError(f"{flag} is the founder's: a node that joins takes the run as it is", exit_code=2)
+        invitation = await ask_genesis(transport, key, options.bootstrap, token)
+        workload = workload_for(invitation.run.config, options.workload)
     else:
         workload = options.workload or "text"
     settings = options.local or (local.settings if local is not None else {})
     trainer = Trainer(
         TrainerSettings(parse_spec(workload), store.path / "trainer", settings, options.device),
         output=console.trainer_output,
-        restarted=trainer_died,
+        restarted=lambda reason: event("trainer-died", {"reason": reason}),
     )
     nursery.start_soon(trainer.run)
     loaded = await trainer.ready()
     if resumed is not None:
         run = resumed
-        await configure(trainer, run.config, store, run.body.dataset, run.body.frozen)
-    elif genesis is not None:
-        run = await join(store, transport, trainer, source, genesis, token, console.warn)
+        addresses = (*options.bootstrap, *known_addresses(store))
+        await resume(store, transport, trainer, run, addresses, console.warn, event)
+    elif invitation is not None:
+        run = await join(store, transport, trainer, invitation, console.warn, event)
     else:
         run = await found(
             store,
             key,
             trainer,
             workload=workload,
-            run_file=options.config,
-            rounds=options.rounds,
-            minimum_members=options.minimum_members,
-            init=options.init,
-            open_run=options.open,
+            founders=options.founders,
         )
     absolute = parse_spec(workload)
     spec = f"{absolute.file}:{absolute.name}" if absolute.file else workload
-    write_local(store, Local(run.secret or b"", spec, settings, name))
+    write_local(store, Local(run.secret or b"", spec, settings, name, run.trusted))
     return Started(run, trainer, loaded)
 
 
@@ -186,10 +184,7 @@ def _workload_to_resume(
         local or Local(resumed.secret or b"", workload, {}, name),
         secret=options.secret,
         workload=options.workload,
-        rounds=options.rounds,
-        run_file=options.config,
-        init=options.init,
-        open_run=options.open,
+        founders=options.founders,
     )
     if reason:
         raise UserError(
@@ -198,14 +193,3 @@ def _workload_to_resume(
             exit_code=2,
         )
     return workload
-
-
-def _refuse_founders_flags(options: NodeOptions) -> None:
-    for flag, given in (
-        ("--init", options.init),
-        ("--rounds", options.rounds),
-        ("--minimum-members", options.minimum_members),
-        ("--config", options.config),
-    ):
-        if given is not None:
-            raise UserError(f"{flag} is the founder's: a node that joins takes the run as it is", exit_code=2)

@@ -181,7 +181,7 @@ class Trainer:
         return await self._ask(request, Initialized)
 
     async def describe(self) -> Described:
-        """Pins of this machine's workload; a joiner compares them with the run's."""
+        """Pins of this machine's workload; who joins or resumes compares them with the run's."""
         return await self._ask(Describe(), Described)
 
     async def train(self, request: Train, progress: Callable[[Progress], object] | None = None) -> Trained:

@@ -10,7 +10,7 @@ Theory of operation
         Start (once, first)                     Loaded
         Configure (again after a restart)       Configured
         Initialize (founder)                    Initialized
-        Describe (joiner)                       Described
+        Describe (joiner, resuming node)        Described
         Train                                   Progress ..., Trained
         Validate, Export                        Validated, Exported
 
@@ -59,8 +59,9 @@ class Start(Body, frozen=True, tag="start"):
 class Configure(Body, frozen=True, tag="configure"):
     """What the run says; before any request but this one.
 
-    `options` is [workload]; `seed` the run's for the model's first values; `dataset` and `frozen` are files with the founder's
-    data set and frozen parameters (safetensors), None where there are none or they are not known yet.
+    `options` is [workload]; `seed` the run's for the model's first values; `slots` how many optimizer slots a state has;
+    `dataset` and `frozen` are files with the founder's data set and frozen parameters (safetensors), None where there are none
+    or they are not known yet.
     """
 
     options: dict[str, Any]
@@ -68,6 +69,7 @@ class Configure(Body, frozen=True, tag="configure"):
     batch_size: int | None
     optimizer: LocalOptimizer
     seed: int
+    slots: int
     dataset: str | None = None
     frozen: str | None = None
 
@@ -75,12 +77,11 @@ class Configure(Body, frozen=True, tag="configure"):
 class Initialize(Body, frozen=True, tag="initialize"):
     """Make version 0: the workload's own model, or the one in `init` (safetensors).
 
-    Writes the state, with `slots` optimizer slots of zeros, to `state`; the workload's data set, if it has one, to
-    `dataset`; the frozen parameters, if it has any, to `frozen`.
+    Writes the state, with optimizer slots of zeros, to `state`; the workload's data set, if it has one, to `dataset`; the
+    frozen parameters, if it has any, to `frozen`.
     """
 
     init: str | None
-    slots: int
     state: str
     dataset: str
     frozen: str

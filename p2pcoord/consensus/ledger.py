@@ -27,8 +27,10 @@ from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
     MAX_BODY_BYTES,
     NO_PREVIOUS,
+    AnyBody,
     CommitteeChange,
     Genesis,
+    Members,
     Opening,
     Record,
     body_hash,
@@ -53,7 +55,9 @@ class Ledger:
     def __init__(
         self, authority: Authority, genesis: Record, trusted: tuple[int, bytes] | None = None
     ) -> None:
-        """`trusted` is a (height, record) that a joiner was told by its inviter: a chain without it is refused."""
+        """`trusted` is a (height, record) that a joiner was told by its inviter: a chain with another record there is refused,
+        and so is one that admits this peer below it, as the inviter had certified it before anybody could be admitted. A chain
+        that is only shorter may be one that grows."""
         header = genesis.header
         body = genesis.body
         if (
@@ -70,6 +74,7 @@ class Ledger:
         self._trusted = trusted
         self.records: list[Record] = [genesis]
         self.hashes: list[bytes] = [authority.hash(header)]
+        self._check_trusted(header, body)
         self.certified = 0
         self.certificates: dict[int, Certificate] = {}
         self._committees: list[tuple[int, Committee]] = [(0, Committee((body.founder,)))]
@@ -192,10 +197,21 @@ class Ledger:
             self._check_opening(header, body)
         if isinstance(body, CommitteeChange):
             self._check_committee_change(body.committee)
-        if self._trusted is not None and self._trusted[0] == header.height:
-            if self._trusted[1] != self._authority.hash(header):
-                raise RemoteError("untrusted", f"another record at height {header.height} than the inviter's")
+        self._check_trusted(header, body)
         self._authority.check(header.coordinator, header)
+
+    def _check_trusted(self, header: Header, body: AnyBody | None) -> None:
+        """Raises RemoteError for a record that cannot be of the inviter's chain."""
+        if self._trusted is None:
+            return
+        height, name = self._trusted
+        if header.height == height and self._authority.hash(header) != name:
+            raise RemoteError("untrusted", f"another record at height {height} than the inviter's")
+        if header.height < height and isinstance(body, Members):
+            if any(admission.peer == self._authority.peer_id for admission in body.admitted):
+                raise RemoteError(
+                    "untrusted", f"admits this peer at {header.height}, below the inviter's {height}"
+                )
 
     def _check_opening(self, header: Header, body: Opening) -> None:
         """Raises RemoteError unless the votes elect `header.coordinator` in its term, naming the record before."""

@@ -11,6 +11,7 @@ from p2pcoord.consensus.ledger import Fork, Ledger
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
 from p2pcoord.consensus.record import (
     MAX_BODY_BYTES,
+    Admission,
     AnyBody,
     CommitteeChange,
     Exclusion,
@@ -555,3 +556,30 @@ def test_a_chain_without_the_record_that_the_inviter_named_is_refused() -> None:
             assert error.kind == "untrusted"
             assert not fits
             assert joiner.height == 0
+
+
+def test_a_chain_that_admits_the_joiner_below_the_inviters_record_is_refused() -> None:
+    """Nobody was admitted by that line before it was printed. A chain that is only shorter may grow."""
+    source = chain()
+    admits = following(source, "A", Members((Admission(peer_id("E"), "e", b""),)))
+    source.append(admits)
+    for trusted, fits in [
+        ((5, source.hashes[5]), True),
+        ((4, source.hashes[4]), True),
+        ((6, b"r" * 32), False),
+    ]:
+        joiner = Ledger(authority_of("E"), source.records[0], trusted)
+        for record in source.records[1:5]:
+            joiner.append(record)
+        if fits:
+            joiner.append(admits)
+        else:
+            with pytest.raises(RemoteError, match="untrusted: admits this peer at 5, below the inviter's 6"):
+                joiner.append(admits)
+
+
+def test_another_genesis_than_the_one_that_the_inviter_named_is_refused() -> None:
+    genesis = chain().records[0]
+    assert Ledger(authority_of("E"), genesis, (0, chain().hashes[0])).height == 0
+    with pytest.raises(RemoteError, match="untrusted"):
+        Ledger(authority_of("E"), genesis, (0, b"r" * 32))

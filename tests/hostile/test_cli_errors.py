@@ -1,5 +1,6 @@
 """A user's mistakes at `p2pcoord node`, on real processes: what is said, the exit code, and no traceback of ours."""
 
+import os
 import re
 import socket
 import subprocess
@@ -9,11 +10,28 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import cbor2
 import msgspec
 import pytest
+import trio
 
-from node.hello import parse_token
-from node.identity_key import IdentityKey
+from node.hello import JoinToken, make_hello, parse_token
+from node.identity_key import IdentityKey, load_or_create
+from node.libp2p_transport import open_transport
+from node.link import SESSION_BYTES
+from node.run import authority_of
+from node.store import Store
+from node.transport_events import Received
+from p2pcoord.consensus.record import Record, make_genesis
+from p2pcoord.consensus.voter import Appended, Owner
+from p2pcoord.content import ContentRef
+from p2pcoord.identity import Authority
+from p2pcoord.layout import Layout
+from p2pcoord.messages import GenesisReply
+from p2pcoord.run_config import RunSettings, found_run
+from p2pcoord.run_config import encode as encode_config
+from p2pcoord.wire import encode
+from p2pcoord.workload import WorkloadPins
 from tests.namespaces.running_node import (
     COMMAND,
     START_S,
@@ -149,10 +167,66 @@ def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
     assert len(document["members"]) == 1
 
 
+def newer_genesis(authority: Authority, founder: str) -> Record:
+    """Of a program whose run file has a key that is unknown here."""
+    config = found_run(RunSettings(), founder=founder, nonce=bytes(16), workload_spec="text")
+    fields = cbor2.loads(encode_config(config))
+    fields["strategy"]["patience"] = 3
+    pins = encode(WorkloadPins(Layout(()), bytes(32), bytes(32), None, None))
+    return make_genesis(authority, encode(fields), pins, ContentRef(bytes(32), 0))
+
+
+def test_a_run_of_a_newer_program(tmp_path: Path) -> None:
+    key = IdentityKey.generate()
+    token = JoinToken(b"s" * 16, b"r" * 32, 0, b"")
+    genesis = newer_genesis(authority_of(key, token.run), key.peer_id)
+
+    async def serve() -> str:
+        async with (
+            open_transport(
+                key,
+                ["/ip4/127.0.0.1/tcp/0"],
+                hello=make_hello(token.run, b""),
+                check_hello=lambda peer, data: None,
+                session=os.urandom(SESSION_BYTES),
+            ) as transport,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def answer() -> None:
+                while True:
+                    event = await transport.receive()
+                    if isinstance(event, Received):
+                        transport.send(event.peer, encode(GenesisReply(genesis)))
+
+            nursery.start_soon(answer)
+            flags = ("--bootstrap", transport.addresses()[0], "--secret", token.text())
+            told = await trio.to_thread.run_sync(fails, tmp_path / "a", *flags)
+            nursery.cancel_scope.cancel()
+        return told
+
+    told = trio.run(serve)
+    assert told.startswith("the bootstrap peer's run cannot be read by this program, p2pcoord ")
+    assert "patience" in told
+    assert told.endswith("Upgrade p2pcoord here")
+
+
+def test_a_directory_of_a_newer_program(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a") as store:
+        key = load_or_create(store.path)
+        genesis = newer_genesis(authority_of(key, b"r" * 32), key.peer_id)
+        store.append([encode(Owner(key.peer_id, b"r" * 32)), encode(Appended(genesis))])
+    told = fails(tmp_path / "a")
+    assert told.startswith(f"{tmp_path / 'a'}'s run cannot be read by this program, p2pcoord ")
+    assert told.endswith("Upgrade p2pcoord here")
+
+
 def test_flags_of_the_founder_at_a_joiner(tmp_path: Path, founder: RunningNode) -> None:
     address, secret = line_of(founder)
     told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, "--rounds", "3", code=2)
     assert told == "--rounds is the founder's: a node that joins takes the run as it is"
+    told = fails(tmp_path / "a", "--bootstrap", address, "--secret", secret, "--open", code=2)
+    assert told == "--open is the founder's: a node that joins takes the run as it is"
     told = fails(tmp_path / "b", "--secret", secret, code=2)
     assert told == "--secret needs --bootstrap: the address of a node of the run"
 
@@ -276,6 +350,7 @@ def test_founding_and_contradicting_flags_inside_another_runs_directory(
     changed = run_file(tmp_path / "other.toml", members=3, committee=3, pause_s=0.0)
     cases = {
         ("--rounds", "7"): "--rounds 7, but the run was founded with 100000",
+        ("--minimum-members", "9"): "--minimum-members 9, but the run was founded with 1",
         ("--bootstrap", address, "--secret", secret): "--secret belongs to another run",
         (
             "--workload",

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from node import cli as cli_module
 from node.cli import cli
 from node.events import EventLog
+from node.flags import FoundersFlags
 from node.start import NodeOptions
 from node.status_socket import serve_status
 from node.store import StorageError, Store
@@ -225,12 +226,37 @@ def test_the_nodes_flags_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stdout == "peer 12D3\n"
     (options,) = seen
     assert options == NodeOptions(
-        data_dir=Path("d"), bootstrap=("a:1", "b:2"), secret="s", workload="f.py:X", config=Path("run.toml"),
-        local={"path": "/a=b"}, listen=("/ip4/0.0.0.0/tcp/1",), announce=("c:3",), name="n", device="cuda:1", rounds=7,
-        init=Path("i.safetensors"), open=True,
+        data_dir=Path("d"), bootstrap=("a:1", "b:2"), secret="s", workload="f.py:X",
+        local={"path": "/a=b"}, listen=("/ip4/0.0.0.0/tcp/1",), announce=("c:3",), name="n", device="cuda:1",
+        founders=FoundersFlags(config=Path("run.toml"), rounds=7, init=Path("i.safetensors"), open=True),
     )  # fmt: skip
     run("node")
     assert seen[1] == NodeOptions(data_dir=Path("./p2pcoord-data"))
+
+
+def test_a_cluster_hands_the_founders_flags_to_the_node_that_founds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import node.cluster
+
+    seen: list[tuple[str, ...]] = []
+
+    async def run_cluster(options: Any, **_: Any) -> int:
+        await trio.lowlevel.checkpoint()
+        seen.append(options.founding)
+        return 0
+
+    monkeypatch.setattr(node.cluster, "run_cluster", run_cluster)
+    run("cluster", "--data-dir", tmp_path, "--config", "True", "--open", "--minimum-members", "3")
+    run("cluster", "--data-dir", tmp_path, "--nodes", "2")
+    (tmp_path / "node1").mkdir()
+    (tmp_path / "node1" / "log").touch()
+    run("cluster", "--data-dir", tmp_path, "--nodes", "2")
+    assert seen == [
+        ("--config", "True", "--minimum-members", "3", "--open"),
+        ("--minimum-members", "2"),
+        (),  # a run that is there has its own
+    ]
 
 
 def test_a_screen_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,8 @@ def test_events_without_words_are_not_shown() -> None:
         "the state of version 3: 2.0 KiB from lab1, 5 B from lab2; laptop was dropped (bad_chunk)"
         in screen.told[0]
     )
+    screen.console.event("fetched", {"purpose": "dataset", "sources": {"peerA": 2048}, "refused": {}})
+    assert "fetched the run's data set: 2.0 KiB from lab1" in screen.told[1]
 
 
 def test_what_strangers_cause_is_told_once_a_minute_with_its_number() -> None:

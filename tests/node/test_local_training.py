@@ -46,14 +46,14 @@ class OnDisk:
 
     def __init__(self, folder: Path, workload: Workload, **changes: Any) -> None:
         said: dict[str, Any] = {"options": {}, "data_mode": "dealt", "batch_size": None, "seed": 7}
-        said["optimizer"] = LocalOptimizer(learning_rate=0.05)
+        said |= {"optimizer": LocalOptimizer(learning_rate=0.05), "slots": 1}
         configuration = Configure(**{**said, **changes})
         self.folder = folder
         self.training = LocalTraining(workload, bytes(32), torch.device("cpu"), folder, configuration)
 
     def initialize(self, init: str | None = None) -> Initialized:
         state, dataset, frozen = (str(self.folder / name) for name in ("state0", "dataset", "frozen"))
-        return self.training.initialize(Initialize(init, 1, state, dataset, frozen))
+        return self.training.initialize(Initialize(init, state, dataset, frozen))
 
     def train(self, *, cancelled: bool = False, **changes: Any) -> Trained:
         said: dict[str, Any] = {
@@ -380,5 +380,19 @@ def test_ranges_beyond_the_data_and_files_that_are_no_state_are_our_mistakes(tmp
         with pytest.raises(LocalError):
             line.train(ranges=ranges)
     (tmp_path / "short").write_bytes(b"1234")
-    with pytest.raises(LocalError, match="has 4 bytes, a state at least 8"):
+    with pytest.raises(LocalError, match="has 4 bytes, a state of this model 16"):
         line.train(base=str(tmp_path / "short"))
+
+
+def test_a_state_of_another_model_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    """A narrower model's optimizer slots must not become a wider one's weights."""
+
+    class Wide(Line):
+        def model(self) -> nn.Module:
+            return nn.Linear(1, 2)
+
+    OnDisk(tmp_path, Line(), slots=2).initialize()
+    size = (tmp_path / "state0").stat().st_size
+    wide = OnDisk(tmp_path, Wide(), slots=1)
+    with pytest.raises(LocalError, match=f"has {size} bytes, a state of this model 32"):
+        wide.train()

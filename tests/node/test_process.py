@@ -1,22 +1,34 @@
 """The node itself, where no process is needed to see what it does."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import trio
 
 from node import process as node_process
 from node.console import Console
+from node.driver import Driver
 from node.events import read_events
-from node.hello import make_hello, proof_of
+from node.hello import make_hello, parse_token, proof_of
+from node.identity_key import IdentityKey
+from node.libp2p_transport import Libp2pTransport
 from node.process import _Node
 from node.run import Run
-from node.start import NodeOptions
+from node.start import NodeOptions, Started
 from node.store import Store
+from node.trainer_process import Trainer
+from node.trainer_protocol import Loaded
+from p2pcoord.consensus.record import Genesis
+from p2pcoord.layout import Layout
 from p2pcoord.peer import Peer
 from p2pcoord.peer_settings import PeerSettings
+from p2pcoord.run_config import decode as decode_config
+from p2pcoord.wire import encode
+from p2pcoord.workload import WorkloadPins
 from tests.node.signed_run import SignedRun
 
 SECRET = b"s" * 16
@@ -78,3 +90,37 @@ def test_who_goes_away_has_failed_while_the_run_lasts_and_ended_after_it(
     written = [(event["event"], event["peer"]) for event in read_events(tmp_path / "node")]
     assert written == [("failed", signed.peers[1]), ("left", signed.peers[1]), ("left", signed.peers[2])]
     assert [line.split()[2:4] for line in told] == [["is", "gone"], ["left", "the"], ["left", "the"]]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_first_join_line_names_the_newest_certified_record_or_the_one_it_was_joined_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    signed = SignedRun().complete()
+    told: list[str] = []
+    pins = WorkloadPins(Layout(()), bytes(32), bytes(32), None, None)
+    genesis = signed.ledger.records[0]
+    assert isinstance(genesis.body, Genesis)
+    anchor = (99, b"r" * 32) if behind else (1, signed.ledger.hashes[1])
+    frames = tuple(map(encode, signed.frames))
+    config = decode_config(genesis.body.config)
+
+    async def started_only(driver: Driver, start: Callable[[int], object]) -> None:
+        assert not any("join with" in line for line in told)
+        start(0)
+
+    monkeypatch.setattr(Driver, "run", started_only)
+    with Store.open(tmp_path / "node") as store:
+        node = _Node(NodeOptions(data_dir=store.path), None, store, told.append)
+        node.key = IdentityKey(signed.seeds[0])
+        node.run_id = signed.run
+        node.run_ = Run(genesis, config, pins, SECRET, frames, anchor)
+        node.transport = cast(
+            Libp2pTransport, SimpleNamespace(addresses=lambda: ("/ip4/192.0.2.7/tcp/4001",))
+        )
+        loaded = Loaded(bytes(32), {}, "cpu", "cpu", 1 << 30, "2")
+        trio.run(node._live, Started(node.run_, cast(Trainer, None), loaded))
+    [line] = [line for line in told if line.startswith("join with")]
+    token = parse_token(line.split()[line.split().index("--secret") + 1])
+    newest = signed.ledger.certified, signed.ledger.hashes[signed.ledger.certified]
+    assert token.anchor == (anchor if behind else newest)

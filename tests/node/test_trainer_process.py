@@ -130,13 +130,13 @@ async def trainer_of(
 
 def configuration(**changes: Any) -> Configure:
     said: dict[str, Any] = {"options": {}, "data_mode": "dealt", "batch_size": None, "seed": 7}
-    said["optimizer"] = LocalOptimizer(learning_rate=0.05)
+    said |= {"optimizer": LocalOptimizer(learning_rate=0.05), "slots": 1}
     return Configure(**{**said, **changes})
 
 
 async def initialized(trainer: Trainer, folder: Path, init: str | None = None) -> Initialized:
     state, dataset, frozen = (str(folder / name) for name in ("state0", "dataset", "frozen"))
-    return await trainer.initialize(Initialize(init, 1, state, dataset, frozen))
+    return await trainer.initialize(Initialize(init, state, dataset, frozen))
 
 
 def training(folder: Path, output: str = "contribution", **changes: Any) -> Train:
