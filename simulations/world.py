@@ -497,6 +497,8 @@ class World:
         self._note(b"emit", machine, effect.event.encode())
         if effect.event == "phase" and self.on_phase is not None:
             self.on_phase(machine, effect.fields["phase"])
+        elif effect.event == "evidence":
+            self.invariants.accused(machine.name, effect.fields["peer"], effect.fields["reason"])
 
     # Seen from outside
 

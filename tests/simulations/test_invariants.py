@@ -5,10 +5,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from p2pcoord.consensus.record import Round
+from p2pcoord.consensus.record import Exclusion, Members, Round
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Role
-from p2pcoord.effects import Failed
+from p2pcoord.effects import Emit, Failed
 from p2pcoord.messages import AppendReply, VoteReply
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import encode
@@ -151,6 +151,19 @@ def test_a_second_record_acknowledged_at_a_height_is_seen() -> None:
         ack = Acknowledgement(term, 99, name, machines[1].id)
         world.invariants.spoken(machines[1], encode(AppendReply(term, True, 99, 0, (ack,))))
     assert seen(world) == ["acknowledged"]
+
+
+def test_evidence_against_a_machine_that_does_not_lie_is_seen() -> None:
+    world, machines = settled()
+    accounts = world.invariants
+    accounts.liars.add(machines[2].id)
+    pair = (Vote(1, "a", b"", machines[1].id), Vote(1, "b", b"", machines[1].id))
+    for machine in machines[1:]:
+        body = Members(excluded=(Exclusion(machine.id, "two votes", 0, pair),))
+        accounts._extend(msgspec.structs.replace(accounts.chain[-1], body=body))
+        world._emit(machines[0], Emit("evidence", {"peer": machine.id, "reason": "two votes"}))
+    assert seen(world).count("evidence") == 2
+    assert all(machines[1].id in v.detail for v in accounts.violations if v.invariant == "evidence")
 
 
 def test_a_version_that_does_not_follow_is_seen_and_so_is_an_assignment_that_counts_twice() -> None:
