@@ -81,8 +81,9 @@ class Invariants:
         self.version = 0
         self.version_at = 0
         self.certificates = 0
-        self.states: list[bytes] = [b""]
-        """The certified state of each version."""
+        zero = getattr(genesis.body, "state", None)
+        self.states: list[bytes] = [zero.root if zero is not None else b""]
+        """The certified state of each version; version 0's is in genesis, or empty where work has none."""
         self._adopted: dict[str, tuple[int, int]] = {}
         self._shown: tuple[Machine, int, bytes] | None = None
         self._counted: dict[tuple[int, int], int] = {}
@@ -209,7 +210,7 @@ class Invariants:
     def _round(self, body: Round) -> None:
         if body.version != self.version + 1:
             self.violated("version", f"{body.version} certified after {self.version}")
-        if body.parent != self.states[-1] and self.version > 0:
+        if body.parent != self.states[-1]:
             self.violated("version", f"{body.version} was not made from the state of {self.version}")
         for counted in body.contributors:
             slot = (counted.origin_round, counted.assignment)

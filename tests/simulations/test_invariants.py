@@ -13,6 +13,7 @@ from p2pcoord.messages import AppendReply, VoteReply
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import encode
 from simulations import quadratic
+from simulations.invariants import Invariants
 from simulations.machine import Machine
 from simulations.network import SECOND
 from simulations.training import Training
@@ -172,6 +173,18 @@ def test_a_version_that_does_not_follow_is_seen_and_so_is_an_assignment_that_cou
     world.invariants._round(rounds[-1])  # type: ignore[arg-type]  # the kind says that it is a round
     assert set(seen(world)) == {"version"}
     assert len(seen(world)) > 2  # the version, its parent, and its assignments
+
+
+def test_a_first_version_that_was_not_made_from_the_state_in_genesis_is_seen() -> None:
+    world, _ = trained()
+    accounts = world.invariants
+    first = next(record.body for record in accounts.chain if isinstance(record.body, Round))
+    for parent in (accounts.states[0], bytes(32)):
+        assert seen(world) == []
+        anew = Invariants(world.keyring, world.run_id, world.genesis, world.machines)
+        anew._round(msgspec.structs.replace(first, parent=parent))
+        accounts.violations += anew.violations
+    assert seen(world) == ["version"]
 
 
 def test_a_certificate_across_a_cut_is_seen() -> None:
