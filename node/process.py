@@ -22,6 +22,7 @@ from node.document import status_document
 from node.driver import Driver
 from node.ends import leave_on_signals, run_is_over, watch_end, watch_quorum
 from node.events import EventLog
+from node.failpoints import compact_after_bytes
 from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version, proof_of
 from node.identity_key import IdentityKey
 from node.known_addresses import keep_addresses, known_addresses
@@ -170,6 +171,7 @@ class _Node:
                 bootstrap=(*self.options.bootstrap, *known_addresses(self.store)),
                 profile=CapabilityProfile(device[:64], started.loaded.memory_bytes, os.cpu_count() or 0),
                 program_version=program_version(),
+                compact_after_bytes=compact_after_bytes(),
                 minimum_memory_bytes=run.config.participation.minimum_memory_mb << 20,
                 trusted=(self.token.height, self.token.record) if self.token is not None else None,
             ),
