@@ -26,8 +26,8 @@ class PeerSettings(msgspec.Struct, frozen=True):
 
     name: str
     secret: bytes | None
-    committee_size: int = 7
-    rotation_rounds: int = 20
+    committee_size: int
+    rotation_rounds: int
     timing: Timing = Timing()
     rules: Rules | None = None
     """The run's rules for rounds; None when the owner gives the peer another `work`."""

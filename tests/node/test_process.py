@@ -27,7 +27,7 @@ REFUSED = "wrong secret: copy the whole line that a node of the run printed"
 def node_of(signed: SignedRun, store: Store, *, open_run: bool = False) -> _Node:
     """A's node as it is once it has a peer."""
     node = _Node(NodeOptions(data_dir=store.path), None, store, lambda line: None)
-    settings = PeerSettings("lab1", None if open_run else SECRET)
+    settings = PeerSettings("lab1", None if open_run else SECRET, 5, 10)
     node.run_id = signed.run
     node.run_ = cast(Run, SimpleNamespace(config=SimpleNamespace(open=open_run), secret=settings.secret))
     node.peer = Peer(signed.authorities[0], signed.ledger.records[0], settings)
