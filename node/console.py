@@ -52,11 +52,12 @@ WARNINGS: Final = frozenset(
         "training-failed",
         "unreachable",
         "validation-failed",
+        "versions-differ",
     ]
 )
 """Events that a person may have to do something about."""
 
-OCCASIONAL: Final = frozenset({"rejected", "fetch-failed", "unreachable"})
+OCCASIONAL: Final = frozenset({"rejected", "fetch-failed", "unreachable", "versions-differ"})
 """Events that others can cause as often as they like."""
 
 TOLD_IN_FULL: Final = frozenset({"commit", "trainer"})

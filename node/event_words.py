@@ -129,6 +129,7 @@ WORDS: Final[dict[str, Words]] = {
     "reachable": lambda f, n: f"{_who(f, n, 'by')} can connect to this machine",
     "equivocation": lambda f, n: f"{_who(f, n)} signed two contradicting records of itself",
     "evidence": lambda f, n: f"{_who(f, n)} contradicted itself: {f.get('reason')}",
+    "versions-differ": lambda f, n: f"{_who(f, n)} has {f.get('theirs')}; this machine {f.get('ours')}",
     # The duty
     "coordinator": lambda f, n: f"this machine coordinates term {f.get('term')}",
     "following": lambda f, n: f"{_who(f, n, 'coordinator')} coordinates term {f.get('term')}",

@@ -27,6 +27,10 @@ SECRET_BYTES = 16
 _TOKEN_PREFIX = "p2p1"
 
 
+# Letters shown of a version that a peer claims.
+MAX_VERSION = 32
+
+
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`run` is empty for a joiner that was given no token (an open run); `proof` as in an Admission."""
 
@@ -80,6 +84,21 @@ def check_hello(data: bytes, run: bytes, may_join: Callable[[bytes], str]) -> st
     if hello.run and run and hello.run != run:
         return "peer belongs to another run"
     return may_join(hello.proof) or None
+
+
+def other_versions(data: bytes) -> tuple[str, str] | None:
+    """What a peer whose hello `check_hello` accepted runs, and what we run; None where the two are alike.
+
+    Of Python only the minor version counts. Versions of one protocol work together, but what one of them gets wrong the
+    other may not, and local training may differ in its last bits.
+    """
+    hello = decode(data, Hello, limit=MAX_HELLO_BYTES)
+    theirs = (hello.program[:MAX_VERSION], hello.python[:MAX_VERSION], hello.torch[:MAX_VERSION])
+    ours = (program_version(), platform.python_version(), torch_version())
+    if (theirs[0], theirs[1].rpartition(".")[0], theirs[2]) == (ours[0], ours[1].rpartition(".")[0], ours[2]):
+        return None
+    told = "p2pcoord {}, Python {}, torch {}"
+    return told.format(*theirs), told.format(*ours)
 
 
 def _protocol(data: bytes) -> int:

@@ -22,7 +22,16 @@ from node.document import status_document
 from node.driver import Driver
 from node.ends import leave_on_signals, run_is_over, watch_end, watch_quorum
 from node.events import EventLog
-from node.hello import JoinToken, check_hello, make_hello, parse_token, program_version, proof_of
+from node.failpoints import compact_after_bytes
+from node.hello import (
+    JoinToken,
+    check_hello,
+    make_hello,
+    other_versions,
+    parse_token,
+    program_version,
+    proof_of,
+)
 from node.identity_key import IdentityKey
 from node.known_addresses import keep_addresses, known_addresses
 from node.libp2p_transport import Libp2pTransport, open_transport
@@ -150,7 +159,10 @@ class _Node:
                 return "wrong secret: copy the whole line that a node of the run printed"
             return ""
 
-        return check_hello(data, self.run_id, may_join)
+        refused = check_hello(data, self.run_id, may_join)
+        if refused is None and (versions := other_versions(data)) is not None:
+            self._event("versions-differ", {"peer": peer_id, "theirs": versions[0], "ours": versions[1]})
+        return refused
 
     async def _live(self, started: Started) -> str:
         """From the first effect to the last; why the peer halted ("" when it did not)."""
@@ -171,6 +183,7 @@ class _Node:
                 bootstrap=(*self.options.bootstrap, *known_addresses(self.store)),
                 profile=CapabilityProfile(device[:64], started.loaded.memory_bytes, os.cpu_count() or 0),
                 program_version=program_version(),
+                compact_after_bytes=compact_after_bytes(),
                 minimum_memory_bytes=run.config.participation.minimum_memory_mb << 20,
                 trusted=run.trusted,
             ),
@@ -255,7 +268,9 @@ class _Node:
         if event == "failed" and self.peer is not None and run_is_over(self.peer):
             return  # it has ended
         # A stranger's garbage must not push the story of the run out of the file.
-        repeated = self.repetitions.quiet_before(event, fields) if event == "rejected" else 0
+        repeated = (
+            self.repetitions.quiet_before(event, fields) if event in ("rejected", "versions-differ") else 0
+        )
         if repeated is not None:
             self.events.write(event, {**fields, "repeated": repeated} if repeated else fields)
         self.console.event(event, fields)

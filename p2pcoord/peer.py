@@ -103,6 +103,7 @@ class Peer:
             check=self._check,
             certified=self._on_certified,
             see=self._see,
+            distrusts=self._distrusts,
             holds_state=lambda: self.work.holds_state,
         )
         self.admissions = Admissions(
@@ -145,6 +146,9 @@ class Peer:
 
     def _see(self, statement: SignedStatement) -> None:
         self.admissions.see(statement)
+
+    def _distrusts(self, peer: str) -> bool:
+        return self.admissions.distrusts(peer)
 
     def _begin_incarnation(self, incarnation: int) -> None:
         self.incarnation = incarnation

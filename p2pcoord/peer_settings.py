@@ -8,6 +8,9 @@ from p2pcoord.consensus.voter import Timing
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.rounds.setting import Rules
 
+# The log is rewritten when it holds this much: a day of rounds of ten seconds, and half a second to read back.
+COMPACT_AFTER_BYTES = 8 << 20
+
 
 class Restored(msgspec.Struct, frozen=True):
     """What an earlier life left: the log's frames (empty on the first start), the roots of the content on the disk, and
@@ -23,8 +26,8 @@ class PeerSettings(msgspec.Struct, frozen=True):
 
     name: str
     secret: bytes | None
-    committee_size: int = 7
-    rotation_rounds: int = 20
+    committee_size: int
+    rotation_rounds: int
     timing: Timing = Timing()
     rules: Rules | None = None
     """The run's rules for rounds; None when the owner gives the peer another `work`."""
@@ -36,8 +39,7 @@ class PeerSettings(msgspec.Struct, frozen=True):
     """Addresses (multiaddr or host:port) to dial while this peer knows nobody."""
     profile: CapabilityProfile = CapabilityProfile()
     program_version: str = ""
-    compact_after_bytes: int = 8 << 20
-    """The log is rewritten when it holds this much: a day of rounds of ten seconds, and half a second to read back."""
+    compact_after_bytes: int = COMPACT_AFTER_BYTES
     kept_bodies: int = 256
     """Rounds whose bodies stay when the log is compacted: what metrics and history show after a restart, and what a member
     that was away for an hour is told of."""

@@ -16,6 +16,7 @@
     side         a record born during a cut is certified by the side that has a quorum, and its signers are on that side
     log          recovery gives back every frame that was synced
     content      what a peer adopts is durable on its disk
+    evidence     nobody finds any against a machine that does not lie, and no certified record excludes one for good
     halt         no peer stops
 
 They look at peers from outside and keep their own account, so they cost little: most events change nothing that matters.
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2pcoord.consensus.quorum import Committee
-from p2pcoord.consensus.record import CommitteeChange, Opening, Record, Round
+from p2pcoord.consensus.record import CommitteeChange, Members, Opening, Record, Round
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
 from p2pcoord.frames import PeerFrame, Slot
@@ -80,8 +81,9 @@ class Invariants:
         self.version = 0
         self.version_at = 0
         self.certificates = 0
-        self.states: list[bytes] = [b""]
-        """The certified state of each version."""
+        zero = getattr(genesis.body, "state", None)
+        self.states: list[bytes] = [zero.root if zero is not None else b""]
+        """The certified state of each version; version 0's is in genesis, or empty where work has none."""
         self._adopted: dict[str, tuple[int, int]] = {}
         self._shown: tuple[Machine, int, bytes] | None = None
         self._counted: dict[tuple[int, int], int] = {}
@@ -101,6 +103,8 @@ class Invariants:
         self._born: dict[bytes, int] = {}
         self.sides: tuple[int, frozenset[str]] | None = None
         """Since when, and who is on one side, while the network is split in two."""
+        self.liars: set[str] = set()
+        """Machines that also say what is not so."""
         self._frames: dict[bytes, PeerFrame] = {}
         self.rebuild: Callable[[Attempt], bytes] | None = None
         """The root of the state that an attempt makes, computed anew from its contributions (where rounds are real)."""
@@ -191,13 +195,22 @@ class Invariants:
         elif isinstance(body, Opening):
             for vote in body.votes:
                 self._vote(vote)
+        elif isinstance(body, Members):
+            for exclusion in body.excluded:
+                if exclusion.evidence is not None or exclusion.until == 0:
+                    self.accused(header.coordinator, exclusion.peer, exclusion.reason)
         elif isinstance(body, Round):
             self._round(body)
+
+    def accused(self, by: str, peer: str, reason: str) -> None:
+        """There is evidence against a machine, says another, or a certified record."""
+        if peer not in self.liars:
+            self.violated("evidence", f"{by} accuses {peer}: {reason}")
 
     def _round(self, body: Round) -> None:
         if body.version != self.version + 1:
             self.violated("version", f"{body.version} certified after {self.version}")
-        if body.parent != self.states[-1] and self.version > 0:
+        if body.parent != self.states[-1]:
             self.violated("version", f"{body.version} was not made from the state of {self.version}")
         for counted in body.contributors:
             slot = (counted.origin_round, counted.assignment)

@@ -369,6 +369,7 @@ class Director:
         machine = self.world.join(name)
         if self.scenario.adversary and self._liar is None:
             self._liar = machine
+            self.world.invariants.liars.add(machine.id)
             self.world.on_delivery = self._overheard
             self.world.later(INTERVAL_NS, self._lie, stream(self.world.seed, "lies"))
 

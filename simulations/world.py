@@ -75,7 +75,9 @@ class WorldSettings(msgspec.Struct, frozen=True):
     weather: Weather = Weather()
     timing: Timing = Timing()
     committee_size: int = 7
+    """The largest, where a run of its own has 5 by default: more voters, more that can go wrong."""
     rotation_rounds: int = 20
+    """A run has 10 by default; a term that lasts longer leaves the faults more time to end it."""
     disk_ns: tuple[int, int] = (MILLISECOND // 5, 4 * MILLISECOND)
     """Latency of one fsync."""
     drift_ppm: int = 100
@@ -497,6 +499,8 @@ class World:
         self._note(b"emit", machine, effect.event.encode())
         if effect.event == "phase" and self.on_phase is not None:
             self.on_phase(machine, effect.fields["phase"])
+        elif effect.event == "evidence":
+            self.invariants.accused(machine.name, effect.fields["peer"], effect.fields["reason"])
 
     # Seen from outside
 

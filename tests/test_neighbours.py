@@ -245,7 +245,7 @@ def test_who_is_asked_dials_back_and_says_what_came_of_it(outcome: Done | Failed
 def gossiping(letter: str) -> Peer:
     """A peer of a run of A, B, C in term 1 of A, connected to the others."""
     genesis, records, certificates = history("ABC", "ABC", SECRET)
-    settings = PeerSettings(name=letter.lower(), secret=SECRET, gossip=True, addresses=(f"/{letter}",))
+    settings = PeerSettings(letter.lower(), SECRET, 5, 10, gossip=True, addresses=(f"/{letter}",))
     peer = Peer(authority_of(letter), genesis, settings)
     peer.work = ScriptedWork()
     peer.start(Restored(tuple(frames_of(letter, genesis, records, certificates)), b"entropy"), 0)

@@ -20,7 +20,7 @@ from p2pcoord.consensus.record import (
     make_genesis,
     make_record,
 )
-from p2pcoord.consensus.statements import Acknowledgement, Farewell, Grant, Transfer, Vote
+from p2pcoord.consensus.statements import Acknowledgement, Farewell, Grant, Header, Transfer, Vote
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Cancelled, Done, Effect, Emit, Failed, Halt, Persist, Send
 from p2pcoord.errors import LocalError, RemoteError
@@ -28,6 +28,7 @@ from p2pcoord.frames import PeerFrame
 from p2pcoord.messages import (
     Append,
     AppendReply,
+    EvidenceMessage,
     Grants,
     PreVoteReply,
     PreVoteRequest,
@@ -422,7 +423,10 @@ def test_two_records_of_one_coordinator_for_one_place_get_one_acknowledgement() 
     append = Append(2, 150 * MS, 5, ledger.hashes[5], (other,), None, None)
     effects = voter.receive(A, encode(append), world.machines["B"].clock)
     assert counted(voter) == {"equivocation": 1}
-    assert not sent(effects)
+    assert not [message for message in sent(effects) if isinstance(message, AppendReply)]
+    (evidence,) = [message for message in sent(effects, C) if isinstance(message, EvidenceMessage)]
+    assert {statement.coordinator for statement in evidence.evidence if isinstance(statement, Header)} == {A}
+    assert not sent(effects, A)
     assert ledger.hashes[6] == held
 
 

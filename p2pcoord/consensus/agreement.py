@@ -66,15 +66,16 @@ class Agreement:
         check: Check,
         certified: Callable[[Sequence[Record], int], None],
         see: Callable[[SignedStatement], None],
+        distrusts: Callable[[str], bool],
         holds_state: Callable[[], bool],
     ) -> None:
         self._awaited: tuple[tuple[str, ...], int] = ((), 0)
         """The committee whose learners are waited for, and until when."""
-        self.voter = Voter(authority, outbox, genesis, trusted)
+        self.voter = Voter(authority, outbox, genesis, trusted, see=see, distrusts=distrusts)
         self.timing = timing
         self.committee_size = committee_size
         self.election = Election(self.voter, timing, random, elected=self._elected, behind=self._behind)
-        self.replication = Replication(self.voter, self.election, timing, certified=certified, see=see)
+        self.replication = Replication(self.voter, self.election, timing, certified=certified)
         self.following = Following(
             self.voter, self.election, check=check, certified=certified, holds_state=holds_state
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from p2pcoord.consensus.batches import certified_from
 from p2pcoord.consensus.election import Election
-from p2pcoord.consensus.record import Record
+from p2pcoord.consensus.record import Opening, Record
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Truncated, Voter
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import Records, RecordsRequest
@@ -69,7 +69,9 @@ class CatchUp:
             # They begin beyond our log, or above records of ours that were never certified.
             self.ask(sender, now)
             return
+        uncertified = ledger.records[ledger.certified + 1 :]
         kept, added = ledger.adopt(message.records, certificate)
+        self._compare(uncertified, added)
         newly = ledger.certify(certificate)
         frames: list[Frame] = [Truncated(kept)] if added else []
         frames += [Appended(record) for record in added]
@@ -80,3 +82,17 @@ class CatchUp:
         self._certified(newly, now)
         if message.more > ledger.certified:
             self.ask(sender, now)
+
+    def _compare(self, before: Sequence[Record], added: Sequence[Record]) -> None:
+        """Certified records came in place of some of those before: who signed two for one place is found out here."""
+        voter, ledger = self.voter, self.voter.ledger
+        for record in added:
+            if isinstance(record.body, Opening):
+                for vote in record.body.votes:
+                    voter.see(vote)
+        dropped = [r for r in before if not ledger.holds(r.header.height, voter.authority.hash(r.header))]
+        for record in dropped:
+            voter.see(record.header)
+            if record.header.height <= ledger.height:
+                voter.see(ledger.records[record.header.height].header)
+        voter.dropped(dropped)

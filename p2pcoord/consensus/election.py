@@ -196,7 +196,11 @@ class Election:
 
     def on_vote_reply(self, sender: str, reply: VoteReply, now: int) -> None:
         voter, vote = self.voter, reply.vote
-        if voter.role is not Role.CANDIDATE or vote is None or vote.term != voter.term:
+        if vote is None or vote.term != voter.term:
+            return
+        if vote.voter == sender and voter.authority.verify(sender, vote):
+            voter.see(vote)  # also one that comes late: the opening of another may show that it voted twice
+        if voter.role is not Role.CANDIDATE:
             return
         if vote.voter != sender or vote.candidate != voter.me or vote.last != voter.voted_last:
             raise RemoteError("bad_vote", f"{sender} sent a vote by {vote.voter} for {vote.candidate}")
@@ -213,6 +217,7 @@ class Election:
             return
         reason = (
             voter.silenced
+            or self._distrust(sender)
             or self._silence(sender, request.transfer, now)
             or self._without_vote(sender, now)
             or self._older_log(sender, request.last, request.last_votes, now)
@@ -231,10 +236,17 @@ class Election:
             return "that transfer is not by the coordinator of this term"
         if voter.role is Role.COORDINATOR:
             return "this peer is the coordinator"
-        if voter.coordinator is not None and self.heard_at is not None:
+        if (
+            voter.coordinator is not None
+            and self.heard_at is not None
+            and not voter.distrusts(voter.coordinator)
+        ):
             if now - self.heard_at < self.timing.election_minimum * self.interval_ns:
                 return f"{voter.coordinator} was heard"
         return ""
+
+    def _distrust(self, candidate: str) -> str:
+        return "there is evidence against it" if self.voter.distrusts(candidate) else ""
 
     def _without_vote(self, candidate: str, now: int) -> str:
         """Why a candidate that has no vote itself gets none ("" when it has one, by a committee this peer holds for live)."""
@@ -271,6 +283,7 @@ class Election:
             raise RemoteError("bad_header", f"{last.coordinator} did not coordinate term {last.term}")
         if last.height > 0:
             voter.authority.check(last.coordinator, last)
+            voter.see(last)
         elif last != ours:
             raise RemoteError("bad_header", "another genesis")
         return ""
@@ -284,6 +297,7 @@ class Election:
         last = voter.authority.hash(request.last)
         reason = (
             voter.silenced
+            or self._distrust(sender)
             or self._without_vote(sender, now)
             or self._older_log(sender, request.last, request.last_votes, now)
         )

@@ -6,8 +6,10 @@
     record header       term and height                          another record
     contribution        origin round, assignment, incarnation    another content
 
-Nobody signs two of them by mistake: each is persisted before it leaves, and a key dies with its disk. Silence and lateness are
-never evidence. Whoever holds a pair can show it to anybody, so it excludes by a certified record that all voters check.
+Nobody signs two of them by mistake. Votes, acknowledgements and contributions are persisted before they leave; a coordinator
+that comes back orders nothing more in its term; a voter before whose eyes a coordinator contradicted itself acknowledges
+nothing more in that term (`Voter.contradicted`); and a key dies with its disk. Silence and lateness are never evidence.
+Whoever holds a pair can show it to anybody, so it excludes by a certified record that all voters check.
 """
 
 from __future__ import annotations
@@ -68,15 +70,30 @@ class EvidenceBook:
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
-        self._seen: OrderedDict[Slot, SignedStatement] = OrderedDict()
+        self._seen: dict[str, OrderedDict[Slot, SignedStatement]] = {}
+        """By signer, oldest first."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def see(self, statement: SignedStatement) -> tuple[SignedStatement, SignedStatement] | None:
         """The pair, when this statement contradicts one that was seen before."""
         slot = slot_of(statement)
-        known = self._seen.get(slot)
+        by_signer = self._seen.setdefault(signer_of(statement), OrderedDict())
+        known = by_signer.get(slot)
         if known is None:
-            self._seen[slot] = statement
-            if len(self._seen) > MAX_REMEMBERED:
-                self._seen.popitem(last=False)
+            by_signer[slot] = statement
+            self._count += 1
+            if self._count > MAX_REMEMBERED:
+                self._forget_one()
             return None
         return (known, statement) if contradict(known, statement, self._authority) else None
+
+    def _forget_one(self) -> None:
+        """The oldest of whoever has the most: who signs without end washes out its own statements and nobody else's."""
+        signer, statements = max(self._seen.items(), key=lambda item: len(item[1]))
+        statements.popitem(last=False)
+        self._count -= 1
+        if not statements:
+            del self._seen[signer]

@@ -3,6 +3,7 @@
     an append of a lower term         is answered with the proof of the present one
     of a higher term                  that term is entered, if the message proves it
     of this term, by another peer     is refused; nobody orders in a term before its votes were shown
+    by one that contradicted itself   is refused: there is evidence, and another has to be elected
     that begins where logs differ     is answered with the certified height, where the logs must agree
     any other                         its records are appended, in place of what contradicts them here, and acknowledged
 
@@ -19,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 from p2pcoord.consensus.batches import has_room
 from p2pcoord.consensus.election import Election
-from p2pcoord.consensus.record import Record
-from p2pcoord.consensus.statements import Acknowledgement
+from p2pcoord.consensus.record import Opening, Record
+from p2pcoord.consensus.statements import Acknowledgement, Header
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Truncated, Voter
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import Append, AppendReply, TransferRequest, Votes
@@ -69,6 +70,8 @@ class Following:
         if not self._coordinates(sender, message):
             voter.outbox.send(sender, AppendReply(voter.term - 1, False, 0, voter.ledger.certified))
             return
+        if voter.distrusts(sender):
+            raise RemoteError("distrusted", f"{sender} orders, which has contradicted itself")
         if self._patient(message.term, now):
             self.election.heard(sender, message.interval_ns, now)
         self._kept = None
@@ -139,12 +142,15 @@ class Following:
     def _replace(self, record: Record, frames: list[Frame]) -> str | None:
         """Appends `record`, in place of what contradicts it here; or leaves the log as it was and says why (see Check)."""
         ledger, height = self.voter.ledger, record.header.height
+        self._witness(record.header)
         if height <= ledger.certified:
             raise RemoteError("contradiction", f"another record at certified height {height}")
         replaced = ledger.records[height:]
-        if replaced and replaced[0].header.term == record.header.term:
-            # One coordinator signed both. Whoever followed it here would sign two acknowledgements for one place.
-            raise RemoteError("equivocation", f"two records at height {height} of term {record.header.term}")
+        if replaced and replaced[-1].header.term == self.voter.term:
+            # A coordinator's log only grows in its term. Whoever followed it here would sign two acknowledgements for one place.
+            raise RemoteError(
+                "equivocation", f"another record at height {height}, ordered in term {self.voter.term}"
+            )
         ledger.truncate(height - 1)
         verdict: str | None = "refused"
         try:
@@ -160,6 +166,15 @@ class Following:
             frames.append(Appended(record))
         return verdict
 
+    def _witness(self, header: Header) -> None:
+        """A header that contradicts this log may be evidence together with ours, if its signature holds."""
+        voter, ledger = self.voter, self.voter.ledger
+        ours = ledger.records[header.height].header if header.height <= ledger.height else None
+        if ours is not None and (ours.term, ours.coordinator) == (header.term, header.coordinator):
+            if voter.authority.verify(header.coordinator, header):
+                voter.see(ours)
+                voter.see(header)
+
     def _judge(self, record: Record) -> str | None:
         ledger = self.voter.ledger
         if record.header.kind == "committee" and ledger.certified != record.header.height - 1:
@@ -169,6 +184,10 @@ class Following:
         if record.header.kind != "opening" and not has_room(ledger):
             return "too many records before it are not certified"
         ledger.check_next(record)
+        self.voter.see(record.header)
+        if isinstance(record.body, Opening):
+            for vote in record.body.votes:
+                self.voter.see(vote)
         return self._check(record)
 
     def _take_certificate(self, message: Append, frames: list[Frame], newly: list[Record]) -> None:
@@ -185,7 +204,7 @@ class Following:
     def _reply(self, *, matched: bool, match_height: int = 0, waiting: str = "") -> AppendReply:
         voter, ledger = self.voter, self.voter.ledger
         acks: list[Acknowledgement] = []
-        if matched:
+        if matched and voter.contradicted is None:
             uncertified = ledger.records[ledger.certified + 1 : match_height + 1]
             acks = [voter.acknowledge(record) for record in uncertified if record.header.term == voter.term]
         return AppendReply(

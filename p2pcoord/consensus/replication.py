@@ -20,7 +20,6 @@ import msgspec
 
 from p2pcoord.consensus.batches import certified_from, has_room, records_from
 from p2pcoord.consensus.election import NEVER, Election
-from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.record import AnyBody, CommitteeChange, Opening, Record, make_record
 from p2pcoord.consensus.statements import Acknowledgement, Transfer, Vote, certificate_of
 from p2pcoord.consensus.voter import Appended, Certified, Role, Timing, Voter
@@ -43,7 +42,7 @@ class Progress(msgspec.Struct):
 
 class Replication:
     """Orders records while this peer coordinates. `certified(records, now)` is called with newly certified records in order,
-    once each; `see` with each acknowledgement whose signature was checked."""
+    once each."""
 
     def __init__(
         self,
@@ -52,13 +51,11 @@ class Replication:
         timing: Timing,
         *,
         certified: Callable[[Sequence[Record], int], None],
-        see: Callable[[SignedStatement], None],
     ) -> None:
         self.voter = voter
         self.election = election
         self.timing = timing
         self._certified = certified
-        self._see = see
         self.resting = False
         """Set by the owner: nothing is waiting for a commit, heartbeats may slow down."""
         self.learners: tuple[str, ...] = ()
@@ -277,12 +274,14 @@ class Replication:
         voter, ledger = self.voter, self.voter.ledger
         if ack.voter != sender:
             raise RemoteError("bad_ack", f"{sender} sent an acknowledgement by {ack.voter}")
-        if ack.term != voter.term or ack.height <= ledger.certified:
+        if ack.term != voter.term:
             return
+        voter.authority.check(sender, ack)
+        voter.see(ack)  # also one that comes late, and of whatever record: with another it may be evidence
         if not ledger.holds(ack.height, ack.record):
             raise RemoteError("bad_ack", f"an acknowledgement of another record at height {ack.height}")
-        voter.authority.check(sender, ack)
-        self._see(ack)
+        if ack.height <= ledger.certified:
+            return
         self._acknowledgements.setdefault(ack.height, {})[sender] = ack
 
     def durable(self, now: int) -> None:

@@ -12,11 +12,12 @@ written as frames (`Frame`), and read back by `Voter.restore` in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import msgspec
 
+from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.quorum import MAX_SIGNATURES
 from p2pcoord.consensus.record import Record
@@ -110,8 +111,17 @@ class Voter:
     """Term, vote, log and role of this peer; the state machines of consensus work on it."""
 
     def __init__(
-        self, authority: Authority, outbox: Outbox, genesis: Record, trusted: tuple[int, bytes] | None = None
+        self,
+        authority: Authority,
+        outbox: Outbox,
+        genesis: Record,
+        trusted: tuple[int, bytes] | None = None,
+        *,
+        see: Callable[[SignedStatement], None] = lambda statement: None,
+        distrusts: Callable[[str], bool] = lambda peer: False,
     ) -> None:
+        """`see` gets each statement whose signature was checked (`evidence.py`); whom this peer `distrusts`, as there is
+        evidence against it, it neither follows nor votes for."""
         self.authority = authority
         self.outbox = outbox
         self.me = authority.peer_id
@@ -124,6 +134,11 @@ class Voter:
         self.coordinator: str | None = None
         self.silenced = ""
         """Why this peer neither votes nor stands any more: its computations are not to be trusted ("" while they are)."""
+        self.see = see
+        self.distrusts = distrusts
+        self.contradicted: Record | None = None
+        """A record of the present term that a certified one replaced here: its coordinator ordered two. Nothing more is
+        acknowledged in that term, for it might stand where this voter has acknowledged another record before."""
         self.term_persist = 0
         """The Persist that makes the current term durable: a heartbeat waits for no more than that."""
 
@@ -139,6 +154,8 @@ class Voter:
         if self.term:
             frames.append(Standing(self.term, self.voted_for, self.voted_last, self.proof))
         for at, record in enumerate(self.ledger.records[1:], 1):
+            if self.contradicted is not None and self.contradicted.header.height == at:
+                frames += [Appended(self.contradicted), Truncated(at - 1)]
             frames.append(Appended(record))
             if at in self.ledger.certificates:
                 frames.append(Certified(self.ledger.certificates[at]))
@@ -164,12 +181,14 @@ class Voter:
         elif isinstance(frame, Standing):
             self.term, self.proof = frame.term, frame.proof
             self.voted_for, self.voted_last = frame.voted_for, frame.voted_last
+            self._forget_contradiction()
         elif isinstance(frame, Appended):
             if frame.record.header.height > 0:
                 self.ledger.append(frame.record)
             elif frame.record != self.ledger.records[0]:
                 raise LocalError("this log begins with another genesis")
         elif isinstance(frame, Truncated):
+            self.dropped(self.ledger.records[frame.height + 1 :])
             self.ledger.truncate(frame.height)
         else:
             self.ledger.certify(frame.certificate)
@@ -184,6 +203,15 @@ class Voter:
         return self.authority.sign(
             Acknowledgement(self.term, header.height, self.authority.hash(header), self.me)
         )
+
+    def dropped(self, records: Sequence[Record]) -> None:
+        """These records, the end of the log, are replaced."""
+        if records and records[-1].header.term == self.term and self.contradicted is None:
+            self.contradicted = records[0]
+
+    def _forget_contradiction(self) -> None:
+        if self.contradicted is not None and self.contradicted.header.term < self.term:
+            self.contradicted = None
 
     # Terms
 
@@ -216,6 +244,8 @@ class Voter:
                 raise RemoteError(
                     "unproven" if error.kind == "bad_votes" else error.kind, error.detail
                 ) from None
+            for vote in proof.votes:
+                self.see(vote)
             return term
         else:
             if len(proof.grants) > MAX_SIGNATURES:
@@ -237,6 +267,7 @@ class Voter:
             raise LocalError(f"from term {self.term} to {term}, vote {self.voted_for} to {voted_for}")
         self.term, self.proof = term, proof
         self.voted_for, self.voted_last = voted_for, voted_last
+        self._forget_contradiction()
         self.term_persist = self.outbox.persist([Standing(term, voted_for, voted_last, proof)])
         return self.term_persist
 

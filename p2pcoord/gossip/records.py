@@ -23,21 +23,17 @@ MAX_RECORD_BYTES = 4096
 Text = Annotated[str, msgspec.Meta(max_length=64)]
 Address = Annotated[str, msgspec.Meta(max_length=192)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Positive = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class CapabilityProfile(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a machine can do. 0 means: not known.
 
-    `device`: "cpu", "cuda:0 NVIDIA H100", ...; memory in bytes of that device; CPU cores; bandwidth in bytes/s as measured
-    on transfers; measured local training steps per second.
+    `device`: "cpu", "cuda:0 NVIDIA H100", ...; memory in bytes of that device; CPU cores.
     """
 
     device: Text = "cpu"
     memory_bytes: Count = 0
     cores: Count = 0
-    bandwidth_bytes_per_s: Count = 0
-    steps_per_s: Positive = 0.0
 
 
 class PeerRecord(Statement, frozen=True, tag="peer_record"):
@@ -57,7 +53,6 @@ class PeerRecord(Statement, frozen=True, tag="peer_record"):
     reachable: bool = True
     links: Annotated[tuple[PeerId, ...], msgspec.Meta(max_length=8)] = ()
     profile: CapabilityProfile = CapabilityProfile()
-    protocol_version: Count = 1
     program_version: Text = ""
     local_step: Count = 0
     base_version: Count = 0

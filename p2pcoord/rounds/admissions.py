@@ -3,7 +3,8 @@
     a peer wants         it sends, once a second               until
     to be admitted       JoinRequest, to anyone it knows       a certified record names it (or a refusal says why not)
     to leave             LeaveRequest, towards the coordinator a certified record lets it go
-    another put out      EvidenceMessage                       a certified record excludes the other
+    another put out      EvidenceMessage, to the coordinator;  a certified record excludes the other
+                         to all voters where it is the other
 
 A request goes on from whoever got it from its author, and once more from a voter that got it from a member without a vote: at
 most three steps, never round. All of them are made of statements that speak for themselves, so it does not matter who passes
@@ -81,6 +82,7 @@ class Admissions:
         self._exclusions: dict[str, Exclusion] = {}
         self._leaving: Farewell | None = None
         self._request_at = NEVER
+        self._accuse_at = NEVER
         self._turn = 0
 
     # This peer's own wishes
@@ -90,10 +92,17 @@ class Admissions:
         self._request_at = min(self._request_at, now)
 
     def next_deadline(self) -> int:
-        return self._request_at
+        return min(self._request_at, self._accuse_at)
 
     def tick(self, now: int) -> None:
-        """Repeats what this peer asks of the run: to be admitted, or to be let go."""
+        """Repeats what this peer asks of the run: to be admitted, or to be let go, or that a liar is put out."""
+        if now >= self._accuse_at:
+            for exclusion in list(self._exclusions.values())[:MAX_EXCLUSIONS]:
+                self._accuse(exclusion)
+            self._accuse_at = NEVER
+        accuses = any(exclusion.evidence is not None for exclusion in self._exclusions.values())
+        if accuses and self._accuse_at == NEVER:
+            self._accuse_at = now + REQUEST_INTERVAL_NS
         if now < self._request_at:
             return
         self._request_at = NEVER
@@ -231,21 +240,50 @@ class Admissions:
 
     def see(self, statement: SignedStatement) -> None:
         """A statement whose signature was checked: with an earlier one it may be evidence against its signer."""
-        pair = self._evidence.see(statement)
         peer = signer_of(statement)
-        if pair is not None and peer not in self._exclusions:
+        if not self._roster.is_listed(peer):
+            return  # nobody to exclude; and strangers, of whom there is no end, fill no memory
+        pair = self._evidence.see(statement)
+        if pair is not None and not self.distrusts(peer):
             reason = f"signed two {type(statement).__name__} statements in one slot"
             self._outbox.emit("evidence", peer=peer, reason=reason)
             self.exclude(Exclusion(peer, reason, 0, pair))
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Asks for a certified record that excludes a member; whoever coordinates orders it."""
-        if not self._roster.is_member(exclusion.peer):
+        if not self._wanted(exclusion):
             return
         self._exclusions[exclusion.peer] = exclusion
         self._due()
-        if not self._agreement.is_coordinator and exclusion.evidence is not None:
-            self._to_coordinator(EvidenceMessage(exclusion.evidence))
+        self._accuse(exclusion)
+
+    def distrusts(self, peer: str) -> bool:
+        """Whether there is evidence against it, certified already or not."""
+        exclusion = self._exclusions.get(peer)
+        return (exclusion is not None and exclusion.evidence is not None) or self._roster.excluded_for_good(
+            peer
+        )
+
+    def _wanted(self, exclusion: Exclusion) -> bool:
+        """Whether no certified record says it yet."""
+        peer = exclusion.peer
+        if exclusion.evidence is None:
+            return self._roster.is_member(peer)
+        return self._roster.is_listed(peer) and not self._roster.excluded_for_good(peer)
+
+    def _accuse(self, exclusion: Exclusion) -> None:
+        """Evidence goes to the coordinator, again and again until it is heard. Against the coordinator itself it goes to all
+        voters: they follow it no longer, and whom they elect orders the exclusion."""
+        if exclusion.evidence is None:
+            return
+        coordinator = self._agreement.voter.coordinator
+        message = EvidenceMessage(exclusion.evidence)
+        if coordinator is not None and not self.distrusts(coordinator):
+            self._to_coordinator(message)
+            return
+        for peer in self._agreement.committee.everyone:
+            if peer in self._connections and peer != exclusion.peer:
+                self._outbox.send(peer, message)
 
     def _on_evidence(self, message: EvidenceMessage) -> None:
         first, second = message.evidence
@@ -299,5 +337,5 @@ class Admissions:
         if self._leaving is None and not member(self._me) and self._request_at == NEVER:
             self.wake(now)  # let go by the goodbye of an earlier life, or an exclusion is over
         self._joiners = {peer: a for peer, a in self._joiners.items() if not member(peer)}
-        self._exclusions = {peer: e for peer, e in self._exclusions.items() if member(peer)}
+        self._exclusions = {peer: e for peer, e in self._exclusions.items() if self._wanted(e)}
         self._farewells = {peer: f for peer, f in self._farewells.items() if member(peer)}

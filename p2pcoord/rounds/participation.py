@@ -105,6 +105,14 @@ class Roster:
     def is_member(self, peer: str) -> bool:
         return peer in self._members and not self.excluded(peer)
 
+    def is_listed(self, peer: str) -> bool:
+        """Whether it is a member, be it excluded now."""
+        return peer in self._members
+
+    def excluded_for_good(self, peer: str) -> bool:
+        exclusion = self._exclusions.get(peer)
+        return exclusion is not None and exclusion.until == 0
+
     def was_admitted(self, peer: str) -> bool:
         """Whether it was a member at any time, whatever became of it."""
         return peer in self._admitted

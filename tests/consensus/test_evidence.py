@@ -66,7 +66,7 @@ def test_what_is_remembered_is_bounded() -> None:
     book = EvidenceBook(authority_of("A"))
     for height in range(MAX_REMEMBERED + 10):
         book.see(Acknowledgement(1, height, b"r", B))
-    assert len(book._seen) == MAX_REMEMBERED
+    assert len(book) == MAX_REMEMBERED
 
 
 def test_evidence_excludes_for_good_and_nothing_else_does() -> None:

@@ -14,7 +14,7 @@ replace = msgspec.structs.replace
 
 def test_a_record_signed_with_ed25519_survives_the_wire_and_not_a_changed_byte():
     authority = Authority(Ed25519Signer(bytes(range(32))), verify_ed25519, b"run" * 8)
-    profile = CapabilityProfile("cuda:0", 80 << 30, 16, 10**9, 12.5)
+    profile = CapabilityProfile("cuda:0", 80 << 30, 16)
     signed = authority.sign(
         PeerRecord(
             authority.peer_id, 1, 1, "lab", ("/ip4/10.0.0.1/tcp/4001",), profile=profile, local_loss=2.5

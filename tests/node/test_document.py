@@ -15,7 +15,7 @@ NOW = 1_000_000_000
 
 def peer_of(signed: SignedRun, *connected: str) -> Peer:
     """A with its log, and with connections to these."""
-    peer = Peer(signed.authorities[0], signed.ledger.records[0], PeerSettings("lab1", None))
+    peer = Peer(signed.authorities[0], signed.ledger.records[0], PeerSettings("lab1", None, 5, 10))
     peer.work = ScriptedWork()
     peer.start(Restored(tuple(encode(frame) for frame in signed.frames), bytes(32)), NOW)
     for other in connected:

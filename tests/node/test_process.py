@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import trio
 
+from node import hello
 from node import process as node_process
 from node.console import Console
 from node.driver import Driver
@@ -38,7 +39,7 @@ REFUSED = "wrong secret: copy the whole line that a node of the run printed"
 def node_of(signed: SignedRun, store: Store, *, open_run: bool = False) -> _Node:
     """A's node as it is once it has a peer."""
     node = _Node(NodeOptions(data_dir=store.path), None, store, lambda line: None)
-    settings = PeerSettings("lab1", None if open_run else SECRET)
+    settings = PeerSettings("lab1", None if open_run else SECRET, 5, 10)
     node.run_id = signed.run
     node.run_ = cast(Run, SimpleNamespace(config=SimpleNamespace(open=open_run), secret=settings.secret))
     node.peer = Peer(signed.authorities[0], signed.ledger.records[0], settings)
@@ -73,6 +74,28 @@ def test_a_hello_is_welcome_with_a_proof_of_its_own_or_from_a_member_or_in_an_op
             node._check_hello(signed.peers[1], make_hello(os.urandom(32), b""))
             == "peer belongs to another run"
         )
+
+
+def test_another_version_is_welcome_and_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = SignedRun().complete()
+    told: list[str] = []
+    with Store.open(tmp_path / "node") as store:
+        node = node_of(signed, store, open_run=True)
+        node.console = Console(told.append, terminal=True)
+        assert node._check_hello(signed.peers[1], make_hello(signed.run, b"")) is None
+        monkeypatch.setattr(hello, "torch_version", lambda: "2.99\x1b[2J" + "9" * 100)
+        data = make_hello(signed.run, b"")
+        monkeypatch.undo()
+        for _ in range(3):
+            assert node._check_hello(signed.peers[1], data) is None
+        assert node._check_hello(signed.peers[1], make_hello(os.urandom(32), b"")) is not None
+    (event,) = read_events(tmp_path / "node")
+    assert (event["event"], event["peer"]) == ("versions-differ", signed.peers[1])
+    assert "torch 2.99" in event["theirs"]
+    assert "2.99" not in event["ours"]
+    assert len(event["theirs"]) < 120
+    assert len(told) == 1
+    assert "\x1b" not in told[0]
 
 
 def test_who_goes_away_has_failed_while_the_run_lasts_and_ended_after_it(

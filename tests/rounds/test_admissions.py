@@ -180,7 +180,7 @@ def test_a_proof_counts_for_its_owner_only() -> None:
 
 def joiner(name: str = "eve") -> Peer:
     genesis = history("A", "A", SECRET)[0]
-    peer = Peer(authority_of("E"), genesis, PeerSettings(name=name, secret=SECRET, rules=RoundWorld().rules))
+    peer = Peer(authority_of("E"), genesis, PeerSettings(name, SECRET, 5, 10, rules=RoundWorld().rules))
     peer.start(Restored((), b"entropy"), 0)
     return peer
 

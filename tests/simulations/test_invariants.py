@@ -5,14 +5,15 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from p2pcoord.consensus.record import Round
+from p2pcoord.consensus.record import Exclusion, Members, Round
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Role
-from p2pcoord.effects import Failed
+from p2pcoord.effects import Emit, Failed
 from p2pcoord.messages import AppendReply, VoteReply
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import encode
 from simulations import quadratic
+from simulations.invariants import Invariants
 from simulations.machine import Machine
 from simulations.network import SECOND
 from simulations.training import Training
@@ -153,12 +154,37 @@ def test_a_second_record_acknowledged_at_a_height_is_seen() -> None:
     assert seen(world) == ["acknowledged"]
 
 
+def test_evidence_against_a_machine_that_does_not_lie_is_seen() -> None:
+    world, machines = settled()
+    accounts = world.invariants
+    accounts.liars.add(machines[2].id)
+    pair = (Vote(1, "a", b"", machines[1].id), Vote(1, "b", b"", machines[1].id))
+    for machine in machines[1:]:
+        body = Members(excluded=(Exclusion(machine.id, "two votes", 0, pair),))
+        accounts._extend(msgspec.structs.replace(accounts.chain[-1], body=body))
+        world._emit(machines[0], Emit("evidence", {"peer": machine.id, "reason": "two votes"}))
+    assert seen(world).count("evidence") == 2
+    assert all(machines[1].id in v.detail for v in accounts.violations if v.invariant == "evidence")
+
+
 def test_a_version_that_does_not_follow_is_seen_and_so_is_an_assignment_that_counts_twice() -> None:
     world, _ = settled()
     rounds = [record.body for record in world.invariants.chain if record.header.kind == "round"]
     world.invariants._round(rounds[-1])  # type: ignore[arg-type]  # the kind says that it is a round
     assert set(seen(world)) == {"version"}
     assert len(seen(world)) > 2  # the version, its parent, and its assignments
+
+
+def test_a_first_version_that_was_not_made_from_the_state_in_genesis_is_seen() -> None:
+    world, _ = trained()
+    accounts = world.invariants
+    first = next(record.body for record in accounts.chain if isinstance(record.body, Round))
+    for parent in (accounts.states[0], bytes(32)):
+        assert seen(world) == []
+        anew = Invariants(world.keyring, world.run_id, world.genesis, world.machines)
+        anew._round(msgspec.structs.replace(first, parent=parent))
+        accounts.violations += anew.violations
+    assert seen(world) == ["version"]
 
 
 def test_a_certificate_across_a_cut_is_seen() -> None:

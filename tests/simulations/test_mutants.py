@@ -30,9 +30,11 @@ def test_a_switched_on_bug_is_caught_at_its_seeds(mutant: str) -> None:
     assert any(text.startswith(f"{invariant} at ") for report in reports for text in report.violations)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 6, 9])
-def test_the_same_seeds_are_clean_without_the_bug(seed: int) -> None:
-    work: WorkName = "training" if seed == 6 else "steady"
+CLEAN = sorted({(WORK[mutant], seed) for mutant, (_, seeds) in CAUGHT.items() for seed in seeds})
+
+
+@pytest.mark.parametrize(("work", "seed"), CLEAN)
+def test_the_same_seeds_are_clean_without_the_bug(work: WorkName, seed: int) -> None:
     assert run_seed(seed, peers=5, faults="all", rounds=10, work=work).violations == ()
 
 
@@ -40,7 +42,9 @@ def test_the_same_seeds_are_clean_without_the_bug(seed: int) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_switched_on_bug_is_caught_within_two_hundred_seeds(mutant: str) -> None:
     """Whatever the schedules of the day: the known seeds may move when they change, this may not."""
-    assert any(
-        run_seed(seed, peers=5, faults="all", rounds=10, work=WORK[mutant], mutant=mutant).violations
+    invariant, _ = CAUGHT[mutant]
+    reports = (
+        run_seed(seed, peers=5, faults="all", rounds=10, work=WORK[mutant], mutant=mutant)
         for seed in range(1, 201)
     )
+    assert any(text.startswith(f"{invariant} at ") for report in reports for text in report.violations)
