@@ -339,15 +339,36 @@ def cluster(
     metavar="R",
     help="Certified versions.",
 )
+@click.option(
+    "--scenario",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Peers, faults and rounds as this file says.",
+)
+@click.option("--coverage", is_flag=True, help="Show what the seeds hit and what they missed.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one line of JSON, the last one.")
+@click.pass_context
 def simulate(
-    peers: str, seed: int | None, seeds: str | None, faults: str, rounds: int, as_json: bool
+    ctx: click.Context,
+    peers: str,
+    seed: int | None,
+    seeds: str | None,
+    faults: str,
+    rounds: int,
+    scenario: Path | None,
+    coverage: bool,
+    as_json: bool,
 ) -> None:
     """Run networks that are made up, in virtual time, with faults. Exit code 1 when an invariant was violated."""
     if seed is not None and seeds is not None:
         raise click.UsageError("--seed is one seed, --seeds a range: give one of them")
+    if scenario is not None:
+        for name in ("peers", "faults", "rounds"):
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} is the scenario's: with --scenario leave it out")
     from simulations import sweep
-    from simulations.__main__ import told
+    from simulations.coverage import tables
+    from simulations.report import headline, told
 
     def progress(report: Report) -> None:
         for text in report.violations:
@@ -355,8 +376,20 @@ def simulate(
 
     chosen = sweep.parse_range("seeds", seeds if seeds is not None else str(1 if seed is None else seed))
     counts = sweep.parse_range("peers", peers)
-    summary = sweep.simulate(peers=counts, seeds=chosen, faults=faults, rounds=rounds, progress=progress)
-    click.echo(sweep.as_json(summary) if as_json else told(summary).rstrip("\n"))
+    summary = sweep.simulate(
+        peers=counts,
+        seeds=chosen,
+        faults=faults,
+        rounds=rounds,
+        scenario=str(scenario or ""),
+        progress=progress,
+    )
+    if as_json:
+        click.echo(sweep.as_json(summary))
+    elif coverage:
+        click.echo(f"{headline(summary)}\n\n{tables(summary.coverage)}", nl=False)
+    else:
+        click.echo(told(summary), nl=False)
     sys.exit(1 if summary.violations else 0)
 
 

@@ -30,7 +30,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.event_words import commit_line, number, printable, short_name
+from node.event_words import commit_line, in_words, number, printable, short_name
 from node.events import parse_line
 from node.export import MODEL_FILE
 from node.status_socket import ask_status
@@ -248,7 +248,7 @@ class _Cluster:
         if event is None:
             node.output.append(printable(line.decode(errors="replace")))
             return
-        node.output.append(f"{event['event']}: {event.get('text') or event.get('reason') or ''}".rstrip(": "))
+        node.output.append(self._in_words(event))
         version = event.get("version")
         if event["event"] == "commit" and isinstance(version, int) and version > self.told_version:
             self.told_version = version
@@ -311,6 +311,13 @@ class _Cluster:
         return next(
             (node.name for node in self.nodes if node.status.get("peer_id") == peer), short_name(peer)
         )
+
+    def _in_words(self, event: dict[str, Any]) -> str:
+        """As the node itself would show it on a terminal."""
+        words = in_words(event["event"], event, self._name_of)
+        if words is None:  # a warning, a line of the workload's or of a library's
+            words = printable(f"{event['event']}: {event.get('text') or ''}".rstrip(": "))
+        return words
 
     def _result(self) -> int:
         """Says what came of it; the exit code."""

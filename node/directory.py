@@ -20,12 +20,12 @@ import errno
 import fcntl
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from node.whole_file import is_unfinished, name_durably, sync, sync_directory, whole_file
 from p2pcoord.errors import LocalError, UserError
 
 if TYPE_CHECKING:
@@ -93,14 +93,8 @@ class Directory:
             write(path)
             place = self.path / target
             with self._writing(str(place)):
-                written = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # `write` may have put another file there
-                try:
-                    sync(written)
-                finally:
-                    os.close(written)
                 place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.rename(path, place)
-                sync_directory(place.parent)
+                name_durably(path, place)  # by its name: `write` may have put another file there
 
     @contextmanager
     def _writing(self, what: str, *, retriable: bool = False) -> Iterator[None]:
@@ -149,9 +143,8 @@ def claim(path: Path) -> int:
         write_at(lock_file, 0, f"{os.getpid()}\n".encode())
         if fresh:
             path.chmod(0o700)
-            _fill(path / "format.new", FORMAT)
-            os.rename(path / "format.new", path / "format")
-            sync_directory(path)
+            with whole_file(path / "format", mode=0o600) as temporary:
+                temporary.write_bytes(FORMAT)
             sync_directory(path.parent)
     except BaseException:
         os.close(lock_file)
@@ -173,7 +166,8 @@ def check_format(path: Path, *, may_be_empty: bool = False) -> bool:
         raise UserError(f"{path} is a {theirs}, this program knows format 1: use the version that made it")
     if not path.exists():
         raise UserError(f"{path} does not exist: no node has run there")
-    if may_be_empty and not {entry.name for entry in path.iterdir()} - {"lock", "format.new"}:
+    names = (entry.name for entry in path.iterdir())
+    if may_be_empty and all(name == "lock" or is_unfinished(name, "format") for name in names):
         return True
     reason = "is not empty and" if may_be_empty else "exists but"
     raise UserError(f"{path} {reason} is not a p2pcoord data directory: choose another --data-dir")
@@ -196,22 +190,3 @@ def write_at(descriptor: int, offset: int, data: "Buffer") -> None:
     while rest.nbytes:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
-
-
-def sync(descriptor: int, *, data_only: bool = False) -> None:
-    """To the medium. macOS's fsync(2) leaves data in the drive's cache; its F_FULLFSYNC does not."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    elif data_only:
-        os.fdatasync(descriptor)  # includes the file's length, not its time stamps
-    else:
-        os.fsync(descriptor)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename in this directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

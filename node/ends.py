@@ -1,6 +1,7 @@
 """How a node ends: it is told to stop, or the run is over. And what it says while the run cannot go on.
 
-SIGINT, SIGTERM     leaves in good order: the duty is handed over, the others are told; a second SIGINT ends it at once
+SIGINT, SIGTERM     leaves in good order: the duty is handed over, the others are told; a second SIGINT ends it at once.
+                    A node that is still starting has nobody to tell, and just ends
 the last round      says what came of it, serves it while a living member lacks it, and ends
 too few voters      only says so: it waits for them
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -26,6 +28,9 @@ from p2pcoord.rounds.rounds import Rounds
 # After SIGTERM: time for the goodbye to be certified. Whoever is told to stop is usually killed 10 s later.
 LEAVE_S = 4.0
 
+# After SIGTERM the process is gone, with exit code 0, whatever holds it: `p2pcoord cluster` kills after 5 s.
+END_S = 4.8
+
 # After the last round a node serves the result for as long as a living member lacks it, but no longer than this.
 SERVE_S = 60.0
 WATCH_S = 0.5
@@ -39,22 +44,53 @@ Tell = Callable[[str], None]
 # Told to stop
 
 
-async def leave_on_signals(
-    signals: AsyncIterator[int], driver: Callable[[], Driver | None], tell: Tell
+@asynccontextmanager
+async def leaving_on_signals(driver: Callable[[], Driver | None], tell: Tell) -> AsyncIterator[None]:
+    """Around all that a node does: the first SIGINT or SIGTERM leaves in good order, a second SIGINT at once.
+
+    `driver()` is None before there is one. Nothing was promised to anybody then, and the block is cancelled.
+    """
+    ended = trio.Event()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_leave_on_signals, signals, driver, tell, nursery.cancel_scope, ended)
+            try:
+                yield
+            finally:
+                ended.set()
+                nursery.cancel_scope.cancel()
+
+
+async def _leave_on_signals(
+    signals: AsyncIterator[int],
+    driver: Callable[[], Driver | None],
+    tell: Tell,
+    block: trio.CancelScope,
+    ended: trio.Event,
 ) -> None:
-    """The first SIGINT or SIGTERM leaves in good order, the second SIGINT at once. `driver()` is None before there is one."""
-    leaving = False
+    await anext(signals)
+    tell("leaving")
+    # Shielded: the block is cancelled below, and this watches over its end.
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_exit_at_once, signals)
+            with trio.move_on_after(END_S):
+                if running := driver():
+                    await _leave(running, tell)
+                else:
+                    block.cancel()
+                await ended.wait()
+            if not ended.is_set():
+                os._exit(
+                    0
+                )  # a thread that cannot be cancelled: the directory bears that, as it bears any death
+            nursery.cancel_scope.cancel()
+
+
+async def _exit_at_once(signals: AsyncIterator[int]) -> None:
     async for number in signals:
-        if leaving and number == signal.SIGINT:
+        if number == signal.SIGINT:
             os._exit(130)
-        if leaving:
-            continue
-        leaving = True
-        running = driver()
-        if running is None:
-            os._exit(130 if number == signal.SIGINT else 143)
-        tell("leaving")
-        trio.lowlevel.spawn_system_task(_leave, running, tell)
 
 
 async def _leave(driver: Driver, tell: Tell) -> None:
@@ -63,9 +99,9 @@ async def _leave(driver: Driver, tell: Tell) -> None:
     if not alone:
         driver.put(peer.leave)
         with trio.move_on_after(LEAVE_S):
-            while not peer.left:  # noqa: ASYNC110  # a certified record has no event of its own
+            while not (peer.left or driver.stopped.is_set()):  # noqa: ASYNC110  # a certified record has no event of its own
                 await trio.sleep(0.05)
-        if not peer.left:
+        if not (peer.left or driver.stopped.is_set()):
             tell("nobody could take this machine off the list in time: it stays listed as a member")
     driver.stop()
 

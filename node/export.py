@@ -6,14 +6,14 @@ while a node runs. The copy appears under its name whole or not at all.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from node.directory import check_format, sync_directory
+from node.directory import check_format
+from node.whole_file import whole_file
 from p2pcoord.errors import UserError
 
 MODEL_FILE: Final = Path("model/latest.safetensors")
@@ -40,18 +40,12 @@ def export_latest(directory: Path, target: Path) -> str:
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {directory / MODEL_FILE}: {error.strerror or error}") from error
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with source:
         version = model_version(source)
         try:
-            with temporary.open("xb") as copy:
+            with whole_file(target) as temporary, temporary.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
-                copy.flush()
-                os.fsync(copy.fileno())
-            temporary.rename(target)
-            sync_directory(target.absolute().parent)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     return version
 

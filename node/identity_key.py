@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nacl.signing import SigningKey
 
+from node.whole_file import whole_file
 from p2pcoord.errors import UserError
 from p2pcoord.identity import peer_id_of
 
@@ -103,23 +105,6 @@ def load(directory: Path) -> IdentityKey:
 
 def _create(path: Path, key: IdentityKey) -> None:
     """Write the key beside its place, make it durable, and put it there unless somebody else did in the meantime."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)  # whatever the umask
-            file.write(_PRIVATE_KEY_PREFIX + key.seed + key.public_key)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)  # unlike a rename, fails when the key is already there
-        except FileExistsError:
-            return
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with suppress(FileExistsError), whole_file(path, replace=False, mode=0o600) as temporary:
+        temporary.chmod(0o600)  # whatever the umask
+        temporary.write_bytes(_PRIVATE_KEY_PREFIX + key.seed + key.public_key)

@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 
 from node.inner_state import InnerState
 from node.model_file import export_model, load_model, write_tensors
-from node.model_state import ModelState, complete_file, hash_value
+from node.model_state import ModelState, hash_value
 from node.trainer_protocol import (
     Configure,
     Described,
@@ -36,6 +36,7 @@ from node.trainer_protocol import (
     Validate,
     Validated,
 )
+from node.whole_file import whole_file
 from node.workload_loading import user_code
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.workload import (
@@ -87,8 +88,8 @@ class LocalTraining:
             with user_code("dataset_bytes()"):
                 dataset = self._workload.dataset_bytes()
             if dataset is not None:
-                with complete_file(Path(request.dataset)) as file:
-                    file.write(dataset)
+                with whole_file(Path(request.dataset), durable=False) as temporary:
+                    temporary.write_bytes(dataset)
                 self._workload.dataset = dataset
         files = self._model()
         if request.init is not None:

@@ -7,7 +7,6 @@ good.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from node.directory import sync_directory
+from node.whole_file import whole_file
 from p2pcoord.errors import UserError
 
 MAX_NAMES_TOLD: Final = 5
@@ -26,18 +25,12 @@ MAX_NAMES_TOLD: Final = 5
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file that appears whole or not at all, durably. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        safetensors.torch.save_file(own, temporary, metadata=dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        with whole_file(path) as temporary:
+            safetensors.torch.save_file(own, temporary, metadata=dict(metadata))
     except safetensors.SafetensorError as error:  # it reports a full disk by this
         raise OSError(f"{path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
 
 
 def export_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:

@@ -13,7 +13,6 @@ Theory of operation
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from node.whole_file import whole_file
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.layout import Layout, TensorSpec, buffer_spec, parameter_spec
 
@@ -93,7 +93,7 @@ class ModelState:
 
     def write_state(self, path: Path) -> None:
         """Write the model as version 0: its values, then optimizer slots of zeros. Raises OSError."""
-        with complete_file(path) as file:
+        with whole_file(path, durable=False) as temporary, temporary.open("wb") as file:
             for spec in self._of("parameter"):
                 file.write(_float32(self.tensors[spec.name]).tobytes())
             self._write_buffers(file)
@@ -109,7 +109,7 @@ class ModelState:
         """
         bases = self.layout.tensor_views(self._map(base))
         square, finite = 0.0, True
-        with complete_file(path) as file:
+        with whole_file(path, durable=False) as temporary, temporary.open("wb") as file:
             for spec in self._of("parameter"):
                 tensor = self.tensors[spec.name]
                 seen = torch.from_numpy(np.array(bases[spec.name])).to(tensor.dtype)
@@ -136,29 +136,6 @@ class ModelState:
         if octets.nbytes != expected:  # a larger one is another model's: its slots would be taken for values
             raise LocalError(f"{path} has {octets.nbytes} bytes, a state of this model {expected}")
         return octets
-
-
-class complete_file:  # a context manager reads as a verb
-    """A binary file that appears under its name when the block ends well, and not at all otherwise.
-
-    It is not synced: whoever asked for it stores it durably, or asks again.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> BinaryIO:
-        self._file = self._temporary.open("wb")
-        return self._file
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                self._temporary.rename(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
 
 def _float32(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.directory import Directory, sync, sync_directory, write_at
+from node.directory import Directory, write_at
+from node.whole_file import sync, sync_directory
 from p2pcoord.content import (
     CHUNK_BYTES,
     HASH_BYTES,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -20,7 +19,7 @@ import trio
 from node.console import Console
 from node.document import status_document
 from node.driver import Driver
-from node.ends import leave_on_signals, run_is_over, watch_end, watch_quorum
+from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum
 from node.events import EventLog
 from node.failpoints import compact_after_bytes
 from node.hello import (
@@ -60,16 +59,23 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
     token = parse_token(options.secret) if options.secret is not None else None
     if token is not None and not options.bootstrap and not (options.data_dir / "log").exists():
         raise UserError("--secret needs --bootstrap: the address of a node of the run", exit_code=2)
-    store = await trio.to_thread.run_sync(Store.open, options.data_dir)
+    node: _Node | None = None
+    exit_code = 0  # of a node that is told to stop before it has begun
     try:
-        return await _Node(options, token, store, tell).run()
+        async with leaving_on_signals(lambda: node.driver if node is not None else None, tell):
+            store = await trio.to_thread.run_sync(Store.open, options.data_dir)
+            try:
+                node = _Node(options, token, store, tell)
+                exit_code = await node.run()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(store.close)
     except BaseExceptionGroup as group:
         mistake = _first_user_error(group)
         if mistake is None:
             raise
         raise mistake from None
-    finally:
-        await trio.to_thread.run_sync(store.close)
+    return exit_code
 
 
 def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
@@ -117,11 +123,8 @@ class _Node:
                     announce=self.options.announce,
                 )
             )
-            # Outside the nursery: its task is cancelled before the receiver closes.
-            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
             nursery = await stack.enter_async_context(trio.open_nursery())
             try:
-                nursery.start_soon(leave_on_signals, signals, lambda: self.driver, self.tell)
                 halted = await self._live(await self._start(nursery, resumed))
             finally:
                 nursery.cancel_scope.cancel()

@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from node.directory import check_format
+from node.whole_file import whole_file
 from p2pcoord.errors import LocalError, UserError
 
 SOCKET_FILE: Final = "status.sock"
@@ -88,9 +89,8 @@ def _bound(directory: Path) -> Iterator[socket.socket]:
         path.chmod(0o600)
         listening.listen(MAX_CONNECTIONS)
         if private is not None:
-            temporary = directory / f"{PATH_FILE}.new"
-            temporary.write_text(f"{path}\n")
-            temporary.rename(directory / PATH_FILE)
+            with whole_file(directory / PATH_FILE, durable=False) as temporary:
+                temporary.write_text(f"{path}\n")
         yield listening
     except OSError as error:
         raise LocalError(f"no socket for the status at {path}: {error.strerror or error}") from error

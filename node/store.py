@@ -25,11 +25,10 @@ from node.directory import (
     StorageError,
     check_format,
     claim,
-    sync,
-    sync_directory,
     write_at,
 )
 from node.objects import DamagedObject, MissingObject, Objects, ObjectWriter
+from node.whole_file import sync, sync_directory
 from p2pcoord.consensus import log
 from p2pcoord.content import HASH_BYTES
 from p2pcoord.errors import LocalError, UserError

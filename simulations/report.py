@@ -99,3 +99,23 @@ def summary_of(reports: list[Report], wall_s: float) -> Summary:
         tuple(violated[:MAX_SHOWN]),
         coverage,
     )
+
+
+def headline(summary: Summary) -> str:
+    return (
+        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s\n"
+        f"{summary.violations} violations; at least version {summary.committed_version}"
+    )
+
+
+def told(summary: Summary) -> str:
+    """For people: the figures, and the tables of what was hit."""
+    lines = [headline(summary)]
+    for title, table in (
+        ("faults", summary.coverage.faults),
+        ("crashes: role / at", summary.coverage.crashes),
+        ("losses: message / how", summary.coverage.losses),
+    ):
+        lines.append(f"\n{title}")
+        lines += [f"  {count:8} {cell}" for cell, count in sorted(table.items())]
+    return "\n".join(lines) + "\n"

@@ -398,6 +398,27 @@ def test_simulate_ends_with_its_figures_in_json() -> None:
     assert json.loads(again.stdout.splitlines()[-1])["trace_sha256"] == summary["trace_sha256"]
 
 
+def test_simulate_shows_what_the_seeds_hit_and_missed() -> None:
+    result = run("simulate", "--peers", 3, "--seed", 5, "--rounds", 2, "--coverage")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("1 seeds, ")
+    assert any(line.split()[0:1] == ["local_training"] for line in lines)
+    assert any(line.split()[0:1] == ["offer"] for line in lines)
+    assert lines[-1].startswith("empty cells: ")
+
+
+def test_simulate_plays_a_scenario_file_and_no_other_figures(tmp_path: Path) -> None:
+    from simulations import scenarios
+
+    file = Path(scenarios.__path__[0], "calm.toml")
+    result = run("simulate", "--scenario", file, "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["violations"] == 0
+    refused = run("simulate", "--scenario", file, "--rounds", 3)
+    assert refused.exit_code == 2
+    assert "--rounds is the scenario's" in refused.output
+
+
 def test_a_violation_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from simulations import sweep
     from simulations.report import Coverage, Report, summary_of

@@ -55,6 +55,9 @@ async def main():
         if mode in ("stubborn", "endless"):
             await trio.sleep_forever()
         if mode == "dies" and name.endswith("2"):
+            for event in ({"event": "following", "coordinator": "12D3Koo" + "x" * 45, "term": 4},
+                          {"event": "training-failed", "reason": "no\\nmemory"}, {"event": "trainer", "text": "batch 7"}):
+                print(json.dumps(event), flush=True)
             print("out of memory", flush=True)
             os._exit(3)
         while not all((directory.parent / ("node%d" % n) / "flags.json").exists() for n in (1, 2)):
@@ -153,7 +156,14 @@ async def test_a_node_that_dies_is_told_with_its_last_words_and_the_others_go_on
     with trio.fail_after(30):
         await ran.cluster(command, tmp_path / "base", shared=("--workload", "dies"))
     assert ran.code == 1
-    assert "node2 ended with exit code 3; it said:\nout of memory" in ran.told
+    (died,) = [line for line in ran.told if line.startswith("node2 ended")]
+    assert died.splitlines() == [
+        "node2 ended with exit code 3; it said:",
+        "xxxxxxxx coordinates term 4",
+        "training failed here: no?memory",
+        "trainer: batch 7",
+        "out of memory",
+    ]
     assert "did not end well: node2" in ran.told
     assert any(line.startswith("round 3") for line in ran.told)
 

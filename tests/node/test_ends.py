@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,8 +12,109 @@ from trio.testing import MockClock
 
 from node import ends
 from node.driver import Driver
-from node.ends import QUORUM_LOST_S, watch_quorum
+from node.ends import END_S, LEAVE_S, QUORUM_LOST_S, leaving_on_signals, watch_quorum
 from p2pcoord.rounds.rounds import Rounds
+
+
+class Exited(BaseException):
+    """Instead of os._exit."""
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr(ends.os, "_exit", leave)
+
+
+def exit_code(caught: pytest.ExceptionInfo[BaseException]) -> int:
+    found: BaseException = caught.value
+    while isinstance(found, BaseExceptionGroup):
+        (found,) = found.exceptions
+    assert isinstance(found, Exited)
+    return int(found.args[0])
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_node_that_is_still_starting_ends_well_when_it_is_told_to_stop(
+    autojump_clock: MockClock, exits: None, number: signal.Signals
+) -> None:
+    told: list[str] = []
+    cleaned_up = False
+    async with leaving_on_signals(lambda: None, told.append):
+        try:
+            signal.raise_signal(number)
+            await trio.sleep(60)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(END_S / 2)
+            cleaned_up = True
+    assert trio.current_time() < END_S
+    assert cleaned_up
+    assert told == ["leaving"]
+
+
+@pytest.mark.trio
+async def test_what_cannot_be_cancelled_holds_a_starting_node_no_longer_than_five_seconds(
+    autojump_clock: MockClock, exits: None
+) -> None:
+    async def stuck() -> None:
+        async with leaving_on_signals(lambda: None, lambda line: None):
+            signal.raise_signal(signal.SIGTERM)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(60)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await stuck()
+    assert exit_code(caught) == 0
+
+
+class Leaving:
+    """A driver whose peer has been asked to leave, and is not let go."""
+
+    def __init__(self) -> None:
+        self.peer = SimpleNamespace(roster=SimpleNamespace(members=["A", "B"]), leave="leave", left=False)
+        self.asked: list[Any] = []
+        self.stopped = trio.Event()
+        self.put = self.asked.append
+        self.stop = self.stopped.set
+
+
+@pytest.mark.trio
+async def test_a_member_says_goodbye_and_waits_for_it_but_not_for_ever(
+    autojump_clock: MockClock, exits: None
+) -> None:
+    for left in (True, False):
+        told: list[str] = []
+        driver = Leaving()
+        driver.peer.left = left
+        began = trio.current_time()
+        async with leaving_on_signals(lambda driver=driver: cast(Driver, driver), told.append):
+            signal.raise_signal(signal.SIGTERM)
+            await driver.stopped.wait()
+        assert driver.asked == ["leave"]
+        assert trio.current_time() - began == pytest.approx(0 if left else LEAVE_S, abs=0.1)
+        assert told[0] == "leaving"
+        assert len(told) == (1 if left else 2)
+
+
+@pytest.mark.trio
+async def test_a_second_sigint_ends_it_at_once_and_a_second_sigterm_does_not(
+    autojump_clock: MockClock, exits: None
+) -> None:
+    async def impatient(driver: Leaving) -> None:
+        async with leaving_on_signals(lambda: cast(Driver, driver), lambda line: None):
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                assert not driver.stopped.is_set()
+                signal.raise_signal(number)
+                await trio.sleep(0.5)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await impatient(Leaving())
+    assert exit_code(caught) == 130
+
 
 ENOUGH = {"reachable": 2, "needed": 2, "outgoing": None, "held": True, "missing": []}
 

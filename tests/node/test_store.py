@@ -17,6 +17,7 @@ import pytest
 from node import store as store_module
 from node.objects import STOPPED_S
 from node.store import DamagedObject, MissingObject, StorageError, Store
+from node.whole_file import temporary_beside
 from p2pcoord.consensus import log
 from p2pcoord.content import CHUNK_BYTES, ContentRef, Manifest, chunk_span, manifest_of
 from p2pcoord.errors import LocalError, RemoteError, UserError
@@ -133,7 +134,7 @@ def test_one_process_cannot_open_a_directory_twice(store: Store):
 def test_a_founding_that_was_cut_short_is_founded_again(directory: Path):
     directory.mkdir()
     (directory / "lock").write_text("1")
-    (directory / "format.new").write_text("p2p")
+    temporary_beside(directory / "format").write_text("p2p")
     Store.open(directory).close()
     Store.open(directory, read_only=True).close()
 

@@ -72,14 +72,13 @@ def test_a_seed_gives_the_same_trace_in_another_process_whatever_pythons_hash_se
         command = [
             sys.executable,
             "-m",
-            "simulations",
+            "node.cli",
+            "simulate",
             "--peers",
             "5",
-            "--seeds",
-            "3..4",
+            "--seed",
+            "3",
             "--json",
-            "--processes",
-            "1",
         ]
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         done = subprocess.run(
