@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import p2pcoord
 from benchmarks.text_alone import each_alone, reach
 from node.text_workload import Text
 from node.workload_loading import load_workload, parse_spec
@@ -48,10 +51,24 @@ def test_the_control_of_text_trains_each_replica_alone_on_a_share_of_its_own(
     ]
 
 
-def test_the_readmes_class_is_the_examples() -> None:
-    """The README shows the example's required methods; they stand there as they stand here."""
-    source = inspect.getsource(load_workload(parse_spec(f"{EXAMPLES}/digits.py:Digits")))
+def test_the_readmes_code_runs_as_it_stands_and_is_the_examples_class() -> None:
     readme = EXAMPLES.parent.joinpath("README.md").read_text(encoding="utf-8")
-    for name in ("model", "data", "loss"):
-        method = source[source.index(f"    def {name}(") :].split("\n\n")[0].rstrip()
-        assert method in readme, f"README.md shows another {name}()"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    shown, example = namespace["Digits"], load_workload(parse_spec(f"{EXAMPLES}/digits.py:Digits"))
+    source = inspect.getsource(example)
+    methods = code[code.index("    def model(") :].split("\n\n")
+    assert len(methods) == 3
+    for method in methods:
+        assert method.rstrip() in source, "examples/digits.py has another"
+    for kind in (shown, example):
+        assert issubclass(kind, p2pcoord.Workload)
+    losses = []
+    for workload in (shown(), example()):
+        torch.manual_seed(0)
+        model, data = workload.model(), workload.data("train")
+        assert len(data) == 1500
+        assert len(workload.data("validation")) > 0
+        losses.append(workload.loss(model, data[:32]).item())
+    assert losses[0] == losses[1] > 0
