@@ -32,8 +32,8 @@ WHEELS := --only-binary=:all: --no-binary=python-baseconv,varint --no-build-isol
 
 run: $(INSTALLED)
 	$(BIN)/p2pcoord cluster --nodes $(NODES) --workload text --data-dir $(RUN_DIR)
-	@echo "For comparison, without a network: a trigram table, and one node that trains alone on its share for as many steps."
-	$(BIN)/python benchmarks/text_alone.py --controls
+	@echo "For comparison, without a network: a trigram table, and nodes that each train alone on their share for as many steps."
+	$(BIN)/python benchmarks/text_alone.py --controls --replicas $(NODES)
 
 test: lint format-check types imports tests
 

@@ -1,10 +1,11 @@
-"""What the built-in workload `text` can reach, without any network: four replicas, one alone on its share, and a trigram table.
+"""What the built-in workload `text` can reach, without any network: four replicas, each alone on its share, and a trigram table.
 
     python benchmarks/text_alone.py [--controls] [--rounds N] [--replicas N] [--local-steps N] [--learning-rate X]
 
 All three are measured on the same validation text. The replicas run one after the other in this process, with the trainer's
-own training, the layout's files and the run's outer step, so this is what a run without faults computes. The control is one
-replica that keeps its own share and never averages, for the same local steps. The last line is JSON.
+own training, the layout's files and the run's outer step, so this is what a run without faults computes. The control is as
+many replicas that keep their shares and never average, for the same local steps each; they have nothing to do with each other,
+so they run on all cores. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 
 import msgspec
@@ -132,13 +137,11 @@ def alone(settings: RunSettings) -> RunSettings:
 
 
 def reach(
-    workload: type[Workload], metric: str, settings: RunSettings, replicas: int, shares: int, folder: Path
+    workload: type[Workload], metric: str, settings: RunSettings, dealt: range, shares: int, folder: Path
 ) -> Iterator[float]:
-    """The metric after each round of some replicas, each on its one of `shares` shares."""
+    """The metric after each round of one replica for each share in `dealt`, of `shares` shares."""
     folder.mkdir()
-    members = [
-        Replica(folder / f"replica{index}", settings, index, shares, workload()) for index in range(replicas)
-    ]
+    members = [Replica(folder / f"replica{share}", settings, share, shares, workload()) for share in dealt]
     state = folder / "state0"
     request = Initialize(None, str(state), str(folder / "dataset"), str(folder / "frozen"))
     layout = members[0].training.initialize(request).described.pins.layout
@@ -146,6 +149,30 @@ def reach(
         contributions = [member.train(state, version) for member in members]
         state = averaged(layout, settings, state, contributions, version)
         yield members[0].measure(state, metric)
+
+
+def reached_alone(settings: RunSettings, share: int, shares: int, folder: Path) -> list[float]:
+    """Bits per byte after each round of a replica that has only this share; in a process of its own."""
+    torch.set_num_threads(1)
+    dealt = range(share, share + 1)
+    return list(reach(Text, "bits_per_byte", alone(settings), dealt, shares, folder / f"alone{share}"))
+
+
+def each_alone(settings: RunSettings, shares: int, folder: Path) -> list[list[float]]:
+    """Print what each share alone comes to, as soon as it is known, and return it round by round."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
+        controls = [
+            processes.submit(reached_alone, settings, share, shares, folder) for share in range(shares)
+        ]
+        for share, control in enumerate(controls, start=1):
+            bits = control.result()
+            steps = len(bits) * (settings.strategy.local_steps or 0)
+            print(
+                f"alone on share {share} of {shares}: {steps} local steps, {bits[-1]:.3f} bits per byte "
+                f"(best {min(bits):.3f})",
+                flush=True,
+            )
+    return [control.result() for control in controls]
 
 
 def told(name: str, settings: RunSettings, figures: Iterator[float]) -> list[float]:
@@ -173,7 +200,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=recommended.local.optimizer.learning_rate)
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument(
-        "--controls", action="store_true", help="only the trigram table and the one that trains alone"
+        "--controls", action="store_true", help="only the trigram table and those that train alone"
     )
     said = parser.parse_args()
     torch.set_num_threads(1)
@@ -185,24 +212,20 @@ def main() -> None:
     trigram = trigram_bits(Text().dataset_bytes())
     print(f"trigram table: {trigram:.3f} bits per byte", flush=True)
     with TemporaryDirectory() as folder:
-        one, all_of_them = alone(settings), said.replicas
-        single = told(
-            "alone on its share",
-            one,
-            reach(Text, "bits_per_byte", one, 1, all_of_them, Path(folder, "alone")),
-        )
+        singles = each_alone(settings, said.replicas, Path(folder))
+        last = mean(bits[-1] for bits in singles)
+        print(f"each alone on its share, mean of {said.replicas}: {last:.3f} bits per byte", flush=True)
         if said.controls:
             return
-        together = told(
-            f"{said.replicas} replicas",
-            settings,
-            reach(Text, "bits_per_byte", settings, all_of_them, all_of_them, Path(folder, "together")),
-        )
+        shares = range(said.replicas)
+        figures_of = reach(Text, "bits_per_byte", settings, shares, said.replicas, Path(folder, "together"))
+        together = told(f"{said.replicas} replicas", settings, figures_of)
     below = next((index + 1 for index, bits in enumerate(together) if bits < 2.4), None)
     figures = {
         "trigram_bits_per_byte": round(trigram, 3),
-        "alone_bits_per_byte": round(single[-1], 3),
-        "alone_best_bits_per_byte": round(min(single), 3),
+        "alone_bits_per_byte": [round(bits[-1], 3) for bits in singles],
+        "alone_best_bits_per_byte": [round(min(bits), 3) for bits in singles],
+        "alone_mean_bits_per_byte": round(last, 3),
         "together_bits_per_byte": round(together[-1], 3),
         "rounds_to_below_2.4": below,
         "rounds": said.rounds,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.text_alone import reach
+import p2pcoord
+from benchmarks.text_alone import each_alone, reach
+from node.text_workload import Text
 from node.workload_loading import load_workload, parse_spec
 from p2pcoord.run_file import parse_run_file
 
@@ -22,7 +26,7 @@ def test_four_machines_bring_the_digits_above_90_percent(tmp_path: Path) -> None
     try:
         digits = load_workload(parse_spec(f"{EXAMPLES}/digits.py:Digits"))
         settings = parse_run_file("", workload_defaults=digits.run_defaults())
-        accuracy = list(reach(digits, "accuracy", settings, 4, 4, tmp_path / "run"))
+        accuracy = list(reach(digits, "accuracy", settings, range(4), 4, tmp_path / "run"))
     finally:
         torch.set_num_threads(threads)
     print(
@@ -31,10 +35,40 @@ def test_four_machines_bring_the_digits_above_90_percent(tmp_path: Path) -> None
     assert accuracy[-1] > 0.90
 
 
-def test_the_readmes_class_is_the_examples() -> None:
-    """The README shows the example's required methods; they stand there as they stand here."""
-    source = inspect.getsource(load_workload(parse_spec(f"{EXAMPLES}/digits.py:Digits")))
+@pytest.mark.slow
+def test_the_control_of_text_trains_each_replica_alone_on_a_share_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file = "[strategy]\nlocal_steps = 2\naggregation_rounds = 2\n"
+    settings = parse_run_file(run_file, workload_defaults=Text.run_defaults())
+    first, second = each_alone(settings, 2, tmp_path)
+    assert len(first) == len(second) == 2
+    assert first != second
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in told] == [
+        "alone on share 1 of 2: 4 local steps",
+        "alone on share 2 of 2: 4 local steps",
+    ]
+
+
+def test_the_readmes_code_runs_as_it_stands_and_is_the_examples_class() -> None:
     readme = EXAMPLES.parent.joinpath("README.md").read_text(encoding="utf-8")
-    for name in ("model", "data", "loss"):
-        method = source[source.index(f"    def {name}(") :].split("\n\n")[0].rstrip()
-        assert method in readme, f"README.md shows another {name}()"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    shown, example = namespace["Digits"], load_workload(parse_spec(f"{EXAMPLES}/digits.py:Digits"))
+    source = inspect.getsource(example)
+    methods = code[code.index("    def model(") :].split("\n\n")
+    assert len(methods) == 3
+    for method in methods:
+        assert method.rstrip() in source, "examples/digits.py has another"
+    for kind in (shown, example):
+        assert issubclass(kind, p2pcoord.Workload)
+    losses = []
+    for workload in (shown(), example()):
+        torch.manual_seed(0)
+        model, data = workload.model(), workload.data("train")
+        assert len(data) == 1500
+        assert len(workload.data("validation")) > 0
+        losses.append(workload.loss(model, data[:32]).item())
+    assert losses[0] == losses[1] > 0
