@@ -68,6 +68,10 @@ _DOUBLING: Final = 23
 """Bits of a float32's significand: its bits as an integer grow by 2**23 when it doubles."""
 
 
+GATHERED: Final = 4 * TILE
+"""Elements whose blocks are grouped by their bits: groups of a quarter of it, on average, are worked on at a time."""
+
+
 class Adaptive(DenseCompressor, frozen=True, kw_only=True):
     """`min_bits` to `max_bits` for every `block` elements, by `importance_metric`, `target_ratio` of the size in all."""
 
@@ -144,7 +148,7 @@ class Adaptive(DenseCompressor, frozen=True, kw_only=True):
             _PARAMETERS.pack(self.min_bits, self.max_bits, self.block.bit_length() - 1),
             pack(filled, _WIDTH_BITS)[: packed_bytes(count, _WIDTH_BITS)].tobytes(),
             little_endian(steps),
-            codes.tobytes(),
+            little_endian(codes),
         )
         return b"".join(data), kept[:length]
 
@@ -176,10 +180,10 @@ class Adaptive(DenseCompressor, frozen=True, kw_only=True):
         return units.reshape(-1)
 
     def _groups(self, widths: Widths) -> Iterator[tuple[int, int, int, Widths, Widths]]:
-        """The blocks of a tile that have the same bits: first and last block of the tile, bits, which of the tile's
+        """The blocks of a stretch that have the same bits: first and last block of the stretch, bits, which of its
         blocks, and for each of them the units of the code section (a unit is a bit of each of a block's elements)."""
         starts = np.cumsum(widths) - widths
-        rows = TILE // self.block
+        rows = GATHERED // self.block
         for first in range(0, widths.size, rows):
             last = min(first + rows, widths.size)
             for bits in np.unique(widths[first:last]).tolist():
@@ -204,7 +208,7 @@ class Adaptive(DenseCompressor, frozen=True, kw_only=True):
     def _decoded(
         self, widths: Widths, steps: Float32s, units: Octets, length: int
     ) -> Iterator[tuple[int, Float32s]]:
-        tile, done = np.empty((TILE // self.block, self.block), np.float32), 0
+        tile, done = np.empty((GATHERED // self.block, self.block), np.float32), 0
         for first, last, bits, members, at in self._groups(widths):
             codes = unpack(units[at].reshape(-1), bits).reshape(-1, self.block)
             rows = codes.astype(np.float32)
@@ -213,7 +217,7 @@ class Adaptive(DenseCompressor, frozen=True, kw_only=True):
             done += len(rows)
             if done == last:
                 start = first * self.block
-                yield start, tile.reshape(-1)[: min(TILE, length - start)]
+                yield start, tile.reshape(-1)[: min(GATHERED, length - start)]
 
 
 def allocate(importance: Float32s, low: int, high: int, total: int) -> Widths:

@@ -40,6 +40,7 @@ from p2pcoord.compression.wire_format import (
     MAX_LENGTH,
     Reader,
     bad,
+    little_endian,
     require_equal,
 )
 from p2pcoord.errors import LocalError, RemoteError, UserError
@@ -194,8 +195,8 @@ class SparseCompressor(Compressor, frozen=True, kw_only=True):
         self, vector: Float32s, residual: Float32s | None = None, random: Random | None = None
     ) -> tuple[bytes, Float32s]:
         chosen = self.choose(vector, residual, random)
-        values = chosen.values.astype("<f4", copy=False).tobytes()
-        return self._header(vector.size) + chosen.header + values, chosen.kept
+        data = b"".join((self._header(vector.size), chosen.header, little_endian(chosen.values)))
+        return data, chosen.kept
 
     def decompress(self, data: Data, length: int | None = None) -> Float32s:
         length, positions, values = self._entries(data, length)

@@ -141,7 +141,7 @@ class Quantization(DenseCompressor, frozen=True, kw_only=True):
             at = start * self.bits // 8
             packed = pack(quantized.reshape(-1), self.bits)
             codes[at : at + packed.size] = packed
-        sections = little_endian(steps), codes[: packed_bytes(length, self.bits)].tobytes()
+        sections = little_endian(steps), little_endian(codes[: packed_bytes(length, self.bits)])
         parameters = _PARAMETERS.pack(self.bits, self.block.bit_length() - 1)
         return b"".join((self._header(length), parameters, *sections)), kept[:length]
 
@@ -162,8 +162,9 @@ class Quantization(DenseCompressor, frozen=True, kw_only=True):
             numbers = unpack(codes[at : at + packed_bytes(stop - start, self.bits)], self.bits)[
                 : stop - start
             ]
-            tile[: stop - start] = numbers
             first, last = start // self.block, blocks(stop, self.block)
+            tile[: stop - start] = numbers
+            tile[stop - start :] = 0
             rows = tile[: (last - first) * self.block].reshape(-1, self.block)
             dequantize(rows, self.bits, steps[first:last])
             yield start, tile[: stop - start]
@@ -190,7 +191,8 @@ def quantize(
     `rows` is left holding what is not sent. Zeros fill up the last block where fewer than all its elements exist
     (`elements`, from the first row on). `stream` is for rounding at random; None rounds to nearest. Raises TooLargeError.
     """
-    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    # Without the sign of a zero, which numpy takes from either of two equal zeros.
+    largest = np.abs(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
     if not (largest < MAX_MAGNITUDE).all():  # NaN is not below, and survives max and min
         raise TooLargeError
     if bits == 1:

@@ -58,7 +58,9 @@ class Identity(DenseCompressor, frozen=True, kw_only=True):
         for start in range(0, computed.size, TILE):
             if not np.isfinite(computed[start : start + TILE]).all():
                 raise refuse(vector, residual)
-        return self._header(vector.size) + little_endian(computed), np.zeros(vector.size, np.float32)
+        return b"".join((self._header(vector.size), little_endian(computed))), np.zeros(
+            vector.size, np.float32
+        )
 
     def _tiles(self, reader: Reader, length: int) -> Iterator[tuple[int, Float32s]]:
         values = reader.take(np.float32, length)

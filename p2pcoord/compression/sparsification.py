@@ -3,8 +3,8 @@
 Theory of operation
     **top_k** sends the k elements of largest magnitude; of equal ones, the first (Aji and Heafield 2017; with error
     feedback: Lin et al. 2018, Stich et al. 2018). The k-th largest magnitude is found without sorting: a sample says where it
-    lies, one pass collects the magnitudes above the guess, and only those are partitioned; a second pass picks what reaches
-    the threshold. The outcome does not depend on the guess. Magnitudes are compared as integers, the bits of a float32
+    lies, one pass collects the magnitudes near there, and only those are partitioned; a second pass picks what reaches the
+    threshold. The outcome does not depend on the guess. Magnitudes are compared as integers, the bits of a float32
     without its sign: they have the same order, and one comparison finds what is not finite.
 
     **random_k** sends the elements at positions that a seed determines, so the seed travels instead of them. The vector is
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     Positions = NDArray[np.int64]
 
 SAMPLE: Final = 1 << 16
-"""Magnitudes that are looked at for a guess: at a threshold of one in a hundred, the guess lies 2% (some 4 standard
-deviations) below it, so a handful more than k magnitudes are partitioned."""
+"""Magnitudes that are looked at for a guess. Of n elements, some n / 32 are then between the guesses (4 standard deviations
+of the sample's rank, either way) where half are sent, and n / 150 where one of a hundred is."""
 
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITY: Final = 0x7F800000
@@ -187,7 +187,7 @@ class RandomK(SparseCompressor, frozen=True, kw_only=True):
     def read_positions(self, reader: Reader, length: int) -> Positions:
         count, seed, unbiased = reader.unpack(_RANDOM_K)
         require_equal("k", count, self.count(length))
-        require_equal("unbiased", unbiased, self.unbiased)
+        require_equal("unbiased", unbiased, int(self.unbiased))
         # Nothing is drawn for values that are not there; a quantized one may be a bit.
         reader.require(packed_bytes(count, 1))
         return drawn_positions(seed, count, length)[0]
@@ -237,33 +237,41 @@ def largest(vector: Float32s, count: int) -> Positions:
 
 def _threshold(vector: Float32s, count: int) -> tuple[int, int]:
     """The `count`-th largest magnitude, as bits, and how many elements of just this magnitude are among the largest."""
-    for guess in (_guess(vector, count), 0):
-        above, finite = [], True
+    if not count:
+        return _INFINITY, 0
+    for low, high in (_bracket(vector, count), (0, _INFINITY)):
+        found, beyond, finite = [], 0, True
         for magnitudes in magnitude_tiles(vector):
             finite = finite and int(magnitudes.max()) < _INFINITY
-            above.append(magnitudes[magnitudes > guess])
+            # low < magnitude <= high in one comparison: what is not above `low` wraps around, and is negative if signed.
+            magnitudes -= np.uint32(low + 1)
+            found.append(magnitudes[magnitudes < high - low])
+            beyond += int(np.count_nonzero(magnitudes.view(np.int32) >= high - low))
         if not finite:
             raise ValueError("not finite")
-        candidates = np.concatenate(above) if above else np.empty(0, np.uint32)
-        if candidates.size >= count > 0:
-            rank = candidates.size - count
+        candidates = np.concatenate(found)
+        wanted = count - beyond
+        if candidates.size >= wanted > 0:
+            rank = candidates.size - wanted
             candidates.partition(rank)
-            threshold = int(candidates[rank])
-            return threshold, count - int(np.count_nonzero(candidates[rank:] > threshold))
-        equal = sum(int(np.count_nonzero(magnitudes == guess)) for magnitudes in magnitude_tiles(vector))
-        if candidates.size + equal >= count:
-            return guess, count - candidates.size
+            threshold = candidates[rank]
+            ties = wanted - int(np.count_nonzero(candidates[rank:] > threshold))
+            return int(threshold) + low + 1, ties
+        equal = sum(int(np.count_nonzero(magnitudes == low)) for magnitudes in magnitude_tiles(vector))
+        if 0 < wanted <= candidates.size + equal:
+            return low, wanted - candidates.size
     raise LocalError(f"no {count} largest of {vector.size} elements")
 
 
-def _guess(vector: Float32s, count: int) -> int:
-    """A magnitude that is likely just below the `count`-th largest."""
+def _bracket(vector: Float32s, count: int) -> tuple[int, int]:
+    """Magnitudes between which the `count`-th largest likely lies, above the first and up to the second."""
     # An odd stride, so that rows of a matrix, often a power of two long, are not all met in the same column.
     stride = (vector.size // SAMPLE) | 1
     sample = vector[::stride].view(np.uint32) & _MAGNITUDE
     expected = count / max(vector.size, 1) * sample.size
-    rank = int(expected + 4 * expected**0.5) + 8
-    if rank >= sample.size:
-        return 0
-    sample.partition(sample.size - rank)
-    return int(sample[sample.size - rank])
+    margin = int(4 * expected**0.5) + 8
+    low, high = sample.size - int(expected) - margin, sample.size - int(expected) + margin
+    ranks = [at for at in (low, high) if 0 <= at < sample.size]
+    if ranks:
+        sample.partition(ranks)
+    return int(sample[low]) if low >= 0 else 0, int(sample[high]) if high < sample.size else _INFINITY

@@ -94,6 +94,7 @@ def require_equal(name: str, theirs: int, ours: int) -> None:
         raise bad(f"{name} is {theirs}, not {ours}")
 
 
-def little_endian(vector: NDArray[np.generic]) -> bytes:
-    """The numbers as they are stored."""
-    return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
+def little_endian(vector: NDArray[np.generic]) -> memoryview:
+    """The numbers as they are stored, without a copy where they lie so."""
+    stored = np.ascontiguousarray(vector, vector.dtype.newbyteorder("<"))
+    return stored.view(np.uint8).data
