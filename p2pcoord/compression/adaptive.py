@@ -68,8 +68,8 @@ _DOUBLING: Final = 23
 """Bits of a float32's significand: its bits as an integer grow by 2**23 when it doubles."""
 
 
-GATHERED: Final = 4 * TILE
-"""Elements whose blocks are grouped by their bits: groups of a quarter of it, on average, are worked on at a time."""
+GATHERED: Final = 8 * TILE
+"""Elements whose blocks are grouped by their bits, so that a group, which is what is worked on, has about a tile of them."""
 
 
 class Adaptive(DenseCompressor, frozen=True, kw_only=True):
@@ -228,8 +228,8 @@ def allocate(importance: Float32s, low: int, high: int, total: int) -> Widths:
         bits: Widths = np.clip(low + 1 + ((keys - level) >> _DOUBLING), low, high)
         return bits
 
-    if not keys.size or low == high:
-        return np.full(keys.size, low, np.int64)
+    if not keys.size:
+        return keys
     below, level = int(keys.min()) - ((high - low) << _DOUBLING), int(keys.max()) + 1
     if int(widths(below).sum()) <= total:
         return widths(below)

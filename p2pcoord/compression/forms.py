@@ -17,9 +17,9 @@ Theory of operation
     the float32 sum `vector + residual` loses, too.
 
     **Who accumulates.** Error feedback (Seide et al. 2014; Karimireddy et al. 2019) converges when what is kept is
-    smaller than what was computed. An unbiased compressor that is not contractive (random_k scaled up, stochastic
-    rounding to one level) owes nothing in expectation, and its residual would grow without bound if it were fed back: it
-    keeps nothing. So `kept` is always right to pass to the next call.
+    smaller than what was computed. An unbiased compressor that is not contractive owes nothing in expectation, and its
+    residual would grow if it were fed back: random_k scaled up and stochastic rounding to one bit without bound, to two
+    bits to some six times the vector. These keep nothing. So `kept` is always right to pass to the next call.
 
     **Adding.** `add` computes accumulator + (sent * factor) in float32, the product rounded first, as
     aggregation/summation.py does. A sparse form touches only what was sent: an accumulator's -0.0 stays -0.0 where

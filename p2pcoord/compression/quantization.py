@@ -276,7 +276,7 @@ def bfloat16_at_least(largest: Float32s, levels: int) -> UInt16s:
     """The smallest bfloat16 of which `levels` times reach each of these numbers, none negative."""
     bits = (largest / np.float32(levels)).view(np.uint32) + np.uint32(0xFFFF)
     steps = (bits >> 16).astype(np.uint16)
-    # The quotient may have been rounded down to a bfloat16; 8 by 7 bits are exact in float64.
+    # A subnormal quotient may have been rounded down to a bfloat16; 8 by 7 bits are exact in float64.
     steps += widened(steps).astype(np.float64) * levels < largest
     return steps
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,6 +116,19 @@ def test_it_beats_equal_bits_of_the_same_size_where_blocks_differ():
         errors.append(float(np.linalg.norm(c.decompress(data) - vector)))
         assert len(data) <= Quantization(bits=4).max_bytes(40960) + 13
     assert errors[0] < errors[1] / 1.5
+
+
+@given(st.integers(1, 64), st.integers(0, 99))
+def test_importance_is_torchs_norm_or_standard_deviation_of_what_is_there(elements, seed):
+    filled = np.zeros(-(-elements // 32) * 32, np.float32)
+    filled[:elements] = 5 + np.random.default_rng(seed).standard_normal(elements)
+    parts = [torch.from_numpy(filled[at : min(at + 32, elements)]).double() for at in range(0, elements, 32)]
+    for metric, expected in (
+        ("norm", [torch.linalg.norm(part) for part in parts]),
+        ("variance", [part.std(correction=0) for part in parts]),
+    ):
+        c = Adaptive(min_bits=2, max_bits=8, target_ratio=0.2, importance_metric=metric, block=32)
+        assert np.allclose(c._importance(filled.reshape(-1, 32), elements), expected)
 
 
 def test_an_importance_beyond_float32_is_still_an_importance():

@@ -170,6 +170,12 @@ def test_a_step_is_the_smallest_bfloat16_that_reaches(numbers, levels):
     assert ((lower < largest) | (steps == 0)).all()
 
 
+def test_a_step_reaches_where_the_quotient_was_rounded_down_to_it():
+    largest = np.array([(127 * 2**16 + 1) * 2.0**-149], np.float32)
+    assert largest / np.float32(127) == 2.0**-133
+    assert widened(bfloat16_at_least(largest, 127)) == 2.0**-132
+
+
 @given(st.lists(st.floats(0, 1e38), min_size=1, max_size=20))
 def test_the_nearest_bfloat16_is_torchs(numbers):
     floats = torch.tensor(numbers, dtype=torch.float64).float()
@@ -217,8 +223,28 @@ def test_what_is_too_large_is_refused_by_name_and_what_is_just_below_is_sent():
             assert np.isfinite(c.decompress(c.compress(vector, None, 1)[0])).all()
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+@given(st.integers(2, 8), st.integers(1, 6), st.integers(1, 6), st.integers(0, 999))
+def test_a_level_of_partial_sums_that_are_quantized_again_adds_a_step_of_the_largest_contribution(
+    stochastic, bits, groups, members, seed
+):
+    """Weights add up to 1, so the groups' steps add up to at most one of the largest element of all contributions."""
+    contributions = np.stack([vector_of(32, 0, seed + at) for at in range(groups * members)])
+    weights = np.random.default_rng(seed).dirichlet(np.ones(groups * members))
+    partials = (
+        (contributions * weights[:, np.newaxis]).reshape(groups, members, 32).sum(axis=1).astype(np.float32)
+    )
+    c = Quantization(bits=bits, stochastic=stochastic, block=32)
+    sent = np.stack(
+        [c.decompress(c.compress(partial, None, seed + at)[0]) for at, partial in enumerate(partials)]
+    )
+    error = np.abs(sent.astype(np.float64) - partials).sum(axis=0).max()
+    step = float(np.abs(contributions).max()) / ((1 << (bits - 1)) - 1) * (1 + 2**-7)
+    assert error <= step * (1 if stochastic else 0.5) * (1 + 1e-6)
+
+
 def test_stochastic_rounding_without_residuals_where_they_would_grow():
-    """With one level on either side a value may be off by the largest of its block, so a fed back residual random-walks."""
+    """With one level on either side a value may be off by the largest of its block, so what is fed back adds up."""
     assert [Quantization(bits=bits, stochastic=True).accumulates for bits in (1, 2, 3, 8)] == [
         False,
         False,
