@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from p2pcoord.aggregation.engine import Aggregate, NotFiniteError, aggregate
+    from p2pcoord.aggregation.engine import Aggregate, NotFiniteError, aggregate, measure
 
-__all__ = ["Aggregate", "NotFiniteError", "aggregate"]
+__all__ = ["Aggregate", "NotFiniteError", "aggregate", "measure"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@
 Theory of operation
     `aggregate` is what a member does that holds all vectors. It is put together from pieces that need no such member:
 
-        products     gram.gram on each stripe of columns, gram.total of the stripes         where `rules.needs_gram`
+        products     gram.gram on each stripe of columns, gram.total of the stripes         where `pre_aggregation.needs_gram`
         again        the same with the vector that gram.centre_among names as centre        where it names one
         decide       samples, norms, products -> Decision: a Combination, weights, scores   sees no vector
         combine      on each stripe of columns, as the Combination says                     any stripes, the same bits
@@ -35,17 +35,15 @@ from p2pcoord.aggregation.combination import Combination, Row, check_combination
 from p2pcoord.aggregation.coordinate_wise import combine_columns
 from p2pcoord.aggregation.gram import BLOCK, centre_among, gram, not_finite, total
 from p2pcoord.aggregation.mixing import mix, row_of, rows_of, weights_of
+from p2pcoord.aggregation.outliers import Measured, measured_from_gram
+from p2pcoord.aggregation.pre_aggregation import PreAggregation, check, needs_gram, pre_aggregation
 from p2pcoord.aggregation.rules import (
     Bulyan,
     CenteredClipping,
     FederatedAverage,
     Median,
-    PreAggregation,
     Rule,
     TrimmedMean,
-    check,
-    needs_gram,
-    pre_aggregation,
     rule,
 )
 from p2pcoord.aggregation.summation import all_finite, norm, require_ieee_arithmetic, weighted_sum
@@ -146,7 +144,7 @@ def aggregate(
     vectors = [updates[at] for at in taking_part]
     check(chosen, before, len(vectors))
     _check_vectors(vectors, start)
-    pieces = [slice(begin, begin + PIECE) for begin in range(0, vectors[0].size, PIECE)] or [slice(0, 0)]
+    pieces = _pieces(vectors[0].size)
 
     def named(positions: Iterable[int]) -> NotFiniteError:
         return NotFiniteError(tuple(taking_part[at] for at in positions))
@@ -219,8 +217,8 @@ def decide(
     """What is done to the columns of n vectors, from numbers about them.
 
     `samples` (n,) are above 0; `norms` (n,) are L2 norms, needed by a clipped mean only; `products` (n, n) is the Gram matrix,
-    where `rules.needs_gram`; `started`: whether there is a last aggregate, which it is then centred by for
-    centered_clipping. Raises UserError as `rules.check`, LocalError for numbers that are missing or not finite.
+    where `pre_aggregation.needs_gram`; `started`: whether there is a last aggregate, which it is then centred by for
+    centered_clipping. Raises UserError as `pre_aggregation.check`, LocalError for numbers that are missing or not finite.
     """
     n = len(samples)
     check(chosen, before, n)
@@ -279,6 +277,25 @@ def combine(
         out[:] = 0
         return True
     return weighted_sum(terms, out)
+
+
+def measure(
+    updates: Sequence[Float32s] | Float32s, value: Float32s, *, run: Run = map
+) -> tuple[Measured, ...]:
+    """What outlier detection looks at: each update's norm, and its distance and direction from what was made of them.
+
+    Raises NotFiniteError for updates that hold NaN or infinity, LocalError for shapes and types.
+    """
+    vectors = [*updates, value]
+    _check_vectors(vectors, None)
+    products = total(run(lambda piece: gram([vector[piece] for vector in vectors]), _pieces(value.size)))
+    if bad := not_finite(products):
+        raise NotFiniteError(bad)
+    return measured_from_gram(products.tolist())
+
+
+def _pieces(size: int) -> list[slice]:
+    return [slice(begin, begin + PIECE) for begin in range(0, size, PIECE)] or [slice(0, 0)]
 
 
 def _as_counts(weights: Sequence[float] | ArrayLike | None, n: int) -> list[int]:

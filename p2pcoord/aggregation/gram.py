@@ -130,17 +130,28 @@ def squared_distances(products: Float64s) -> Float64s:
     return distances
 
 
-def majority_radii(products: Float64s) -> tuple[Float64s, Float64s]:
-    """For each vector, the squared distance within which a majority of all lies (itself counted); and all distances."""
-    distances = squared_distances(products)
-    return np.sort(distances, axis=1)[:, len(distances) // 2], distances
+def sums_to_nearest(distances: Float64s, nearest: int) -> Float64s:
+    """For each vector, the sum of the (squared) distances to the `nearest` others that are nearest, smallest first."""
+    others = distances.copy()
+    np.fill_diagonal(others, np.inf)
+    others.sort(axis=1)
+    sums = np.zeros(len(distances))
+    for column in range(nearest):
+        np.add(sums, others[:, column], out=sums)
+    return sums
+
+
+def middle_of(distances: Float64s) -> int:
+    """The vector to which a majority (itself counted) is nearest."""
+    return int(np.argmin(sums_to_nearest(distances, len(distances) // 2)))
 
 
 def centre_among(products: Float64s) -> int | None:
     """The position of the vector to centre by, if distances among the majority are too small beside this matrix's rounding."""
-    radii, _ = majority_radii(products)
-    middle = int(np.argmin(radii))
-    return middle if radii[middle] < CLOSE * products[middle, middle] else None
+    distances = squared_distances(products)
+    middle, majority = middle_of(distances), len(distances) // 2
+    close = sums_to_nearest(distances, majority)[middle] < CLOSE * majority * products[middle, middle]
+    return middle if close else None
 
 
 def _rounded(row: Float32s, centre: Float32s | None) -> Float64s:

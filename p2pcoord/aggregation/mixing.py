@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from p2pcoord.aggregation.gram import squared_distances
-from p2pcoord.aggregation.rules import Bucketing, NearestNeighbourMixing
+from p2pcoord.aggregation.pre_aggregation import Bucketing, NearestNeighbourMixing
 from p2pcoord.errors import LocalError
 from p2pcoord.float32 import float32
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from p2pcoord.aggregation.combination import Row
     from p2pcoord.aggregation.gram import Float64s
-    from p2pcoord.aggregation.rules import PreAggregation
+    from p2pcoord.aggregation.pre_aggregation import PreAggregation
 
 
 def permutation(seed: int, n: int) -> tuple[int, ...]:

@@ -11,14 +11,11 @@ Theory of operation
         minimum     of how many contributions at least
         tolerated   how many of n may be arbitrary
 
-    **Pre-aggregations** come before a rule: they replace the vectors by means of some of them, so that what is left varies
-    less. The rule then has to hold for what they leave: `check` asks for all of it, when a run is configured and when a
-    round has fewer contributions than expected.
-
     Robust rules count heads. The number of samples in a header is the contributor's own claim, and a liar would claim the
     majority; only federated_average weighs by it.
 
-    What a rule computes is in vector_wise.py and coordinate_wise.py; docs/aggregation.md says when to pick which.
+    What comes before a rule is in pre_aggregation.py, what a rule computes in vector_wise.py and coordinate_wise.py;
+    docs/aggregation.md says when to pick which.
 
 This module knows no numpy.
 """
@@ -35,7 +32,7 @@ from p2pcoord.errors import UserError
 from p2pcoord.float32 import MAX_FLOAT32
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 Shape = Literal["sum", "coordinate_wise", "vector_wise"]
 
@@ -78,7 +75,7 @@ class FederatedAverage(Rule, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         clip_norm = self.clip_norm
-        _require(
+        require(
             clip_norm is None or _positive(clip_norm),
             f"clip_norm must be a positive number, it is {clip_norm}",
         )
@@ -109,7 +106,7 @@ class TrimmedMean(Rule, frozen=True, kw_only=True):
     f: int
 
     def __post_init__(self) -> None:
-        _require_f(self.kind, self.f)
+        require_f(self.kind, self.f)
 
     @property
     def minimum(self) -> int:
@@ -119,7 +116,7 @@ class TrimmedMean(Rule, frozen=True, kw_only=True):
         return self.f
 
     def refusal(self, n: int) -> str:
-        return _too_few(self.kind, self.f, n, 2, 1)
+        return too_few(self.kind, self.f, n, 2, 1)
 
 
 class Krum(Rule, frozen=True, kw_only=True):
@@ -132,7 +129,7 @@ class Krum(Rule, frozen=True, kw_only=True):
     f: int
 
     def __post_init__(self) -> None:
-        _require_f(self.kind, self.f)
+        require_f(self.kind, self.f)
 
     @property
     def minimum(self) -> int:
@@ -142,7 +139,7 @@ class Krum(Rule, frozen=True, kw_only=True):
         return self.f
 
     def refusal(self, n: int) -> str:
-        return _too_few(self.kind, self.f, n, 2, 3)
+        return too_few(self.kind, self.f, n, 2, 3)
 
 
 class MultiKrum(Rule, frozen=True, kw_only=True):
@@ -159,8 +156,8 @@ class MultiKrum(Rule, frozen=True, kw_only=True):
     m: int | None = None
 
     def __post_init__(self) -> None:
-        _require_f(self.kind, self.f)
-        _require(self.m is None or self.m >= 1, f"multi_krum's m must be at least 1, it is {self.m}")
+        require_f(self.kind, self.f)
+        require(self.m is None or self.m >= 1, f"multi_krum's m must be at least 1, it is {self.m}")
 
     @property
     def minimum(self) -> int:
@@ -174,7 +171,7 @@ class MultiKrum(Rule, frozen=True, kw_only=True):
         return self.f
 
     def refusal(self, n: int) -> str:
-        refused = _too_few(self.kind, self.f, n, 2, 3)
+        refused = too_few(self.kind, self.f, n, 2, 3)
         if not refused and self.m is not None and self.m > n - self.f:
             return (
                 f"multi_krum with m = {self.m} and f = {self.f} needs at least {self.m + self.f} vectors (m + f), "
@@ -194,7 +191,7 @@ class Bulyan(Rule, frozen=True, kw_only=True):
     f: int
 
     def __post_init__(self) -> None:
-        _require_f(self.kind, self.f)
+        require_f(self.kind, self.f)
 
     @property
     def minimum(self) -> int:
@@ -204,7 +201,7 @@ class Bulyan(Rule, frozen=True, kw_only=True):
         return self.f
 
     def refusal(self, n: int) -> str:
-        return _too_few(self.kind, self.f, n, 4, 3)
+        return too_few(self.kind, self.f, n, 4, 3)
 
 
 class GeometricMedian(Rule, frozen=True, kw_only=True):
@@ -221,7 +218,7 @@ class GeometricMedian(Rule, frozen=True, kw_only=True):
     )
 
     def __post_init__(self) -> None:
-        _require(_positive(self.smoothing), f"smoothing must be a positive number, it is {self.smoothing}")
+        require(_positive(self.smoothing), f"smoothing must be a positive number, it is {self.smoothing}")
         _require_iterations(self.iterations)
 
     def tolerated(self, n: int) -> int:
@@ -240,7 +237,7 @@ class CenteredClipping(Rule, frozen=True, kw_only=True):
     iterations: int = 1  # the paper proves, and in experiments takes, a single one
 
     def __post_init__(self) -> None:
-        _require(_positive(self.radius), f"radius must be a positive number, it is {self.radius}")
+        require(_positive(self.radius), f"radius must be a positive number, it is {self.radius}")
         _require_iterations(self.iterations)
 
     def tolerated(self, n: int) -> int:
@@ -263,132 +260,19 @@ RULES: Final[dict[str, type[Rule]]] = {
 """By name."""
 
 
-class PreAggregation(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of what comes before a rule; made by `pre_aggregation`. Each vector that it leaves is the mean of some."""
-
-    kind: ClassVar[str]
-    needs_gram: ClassVar[bool] = False
-    paper: ClassVar[str]
-
-    def left(self, n: int) -> int:
-        """How many vectors it makes of n."""
-        return n
-
-    def needed(self, rows: int) -> int:
-        """Of how many vectors it makes at least `rows`."""
-        return rows
-
-    def refusal(self, n: int) -> str:
-        """Why it cannot take n vectors and what would be allowed; empty if it can."""
-        return ""
-
-
-class Bucketing(PreAggregation, frozen=True, kw_only=True):
-    """In a random order, each `size` vectors become their mean; the last bucket may be smaller.
-
-    As many of what it leaves may be arbitrary as of what it was given: one bad vector spoils its bucket.
-    """
-
-    kind: ClassVar[str] = "bucketing"
-    paper: ClassVar[str] = "Karimireddy et al. 2022, algorithm 1"
-    size: int
-
-    def __post_init__(self) -> None:
-        _require(self.size >= 1, f"bucketing's size must be at least 1, it is {self.size}")
-
-    def left(self, n: int) -> int:
-        return -(-n // self.size)
-
-    def needed(self, rows: int) -> int:
-        return (rows - 1) * self.size + 1
-
-
-class NearestNeighbourMixing(PreAggregation, frozen=True, kw_only=True):
-    """Each vector becomes the mean of the n - f nearest to it, itself among them."""
-
-    kind: ClassVar[str] = "nearest_neighbour_mixing"
-    needs_gram: ClassVar[bool] = True
-    paper: ClassVar[str] = "Allouah et al. 2023, algorithm 2"
-    f: int
-
-    def __post_init__(self) -> None:
-        _require_f(self.kind, self.f)
-
-    def needed(self, rows: int) -> int:
-        return max(rows, 2 * self.f + 1)
-
-    def refusal(self, n: int) -> str:
-        return _too_few(self.kind, self.f, n, 2, 1)
-
-
-PRE_AGGREGATIONS: Final[dict[str, type[PreAggregation]]] = {
-    chosen.kind: chosen for chosen in (Bucketing, NearestNeighbourMixing)
-}
-"""By name."""
-
-MAX_PRE_AGGREGATIONS: Final = 4
-"""One is usual, two are in papers."""
-
-
 def rule(kind: str, **options: Any) -> Rule:
     """The rule of this kind; options are the fields of its class.
 
     Raises UserError for an unknown kind, an option that is missing or that the kind does not have, and values out of range.
     """
-    return _made("aggregation rule", RULES, kind, options)
+    return made("aggregation rule", RULES, kind, options)
 
 
-def pre_aggregation(kind: str, **options: Any) -> PreAggregation:
-    """The pre-aggregation of this kind; options and errors as of `rule`."""
-    return _made("pre-aggregation", PRE_AGGREGATIONS, kind, options)
+Made = TypeVar("Made", bound=msgspec.Struct)
 
 
-def needs_gram(chosen: Rule, before: Sequence[PreAggregation] = ()) -> bool:
-    """Whether the matrix of inner products is needed to combine by this rule after these pre-aggregations."""
-    return chosen.needs_gram or any(stage.needs_gram for stage in before)
-
-
-def minimum(chosen: Rule, before: Sequence[PreAggregation] = ()) -> int:
-    """The fewest contributions of which these pre-aggregations leave what the rule can combine."""
-    least = chosen.minimum
-    for stage in reversed(before):
-        least = stage.needed(least)
-    return least
-
-
-def refusal(chosen: Rule, before: Sequence[PreAggregation], n: int) -> str:
-    """Why n contributions cannot be combined so, and what would be allowed; empty if they can."""
-    if before and isinstance(chosen, FederatedAverage):
-        return (
-            f"{before[0].kind} before federated_average changes nothing but weights and rounding: use federated_average "
-            "alone, or a robust rule after it"
-        )
-    if len(before) > MAX_PRE_AGGREGATIONS:
-        return f"{len(before)} pre-aggregations: at most {MAX_PRE_AGGREGATIONS} may follow each other"
-    left = n
-    for stage in before:
-        refused = stage.refusal(left)
-        if refused:
-            return refused + _before(n, left)
-        left = stage.left(left)
-    refused = chosen.refusal(left)
-    if not refused:
-        return ""
-    enough = f"; {minimum(chosen, before)} contributions would do" if left != n else ""
-    return refused + _before(n, left) + enough
-
-
-def check(chosen: Rule, before: Sequence[PreAggregation], n: int) -> None:
-    """Raises UserError with the `refusal` if n contributions cannot be combined so."""
-    refused = refusal(chosen, before, n)
-    if refused:
-        raise UserError(refused)
-
-
-Made = TypeVar("Made", Rule, PreAggregation)
-
-
-def _made(what: str, known: Mapping[str, type[Made]], kind: str, options: dict[str, Any]) -> Made:
+def made(what: str, known: Mapping[str, type[Made]], kind: str, options: dict[str, Any]) -> Made:
+    """One of the known kinds, from its options. Errors as of `rule`, in which `what` says what it is."""
     if kind not in known:
         raise UserError(f"there is no {what} {kind!r}: use {', '.join(sorted(known))}")
     chosen = known[kind]
@@ -402,7 +286,8 @@ def _made(what: str, known: Mapping[str, type[Made]], kind: str, options: dict[s
         raise UserError(f"the {what} {kind!r}: {error}") from None
 
 
-def _too_few(kind: str, f: int, n: int, per_byzantine: int, besides: int) -> str:
+def too_few(kind: str, f: int, n: int, per_byzantine: int, besides: int) -> str:
+    """The refusal of what needs per_byzantine * f + besides vectors and has n; empty if that is enough."""
     needed = per_byzantine * f + besides
     if n >= needed:
         return ""
@@ -411,24 +296,22 @@ def _too_few(kind: str, f: int, n: int, per_byzantine: int, besides: int) -> str
     return f"{kind} with f = {f} needs at least {needed} vectors ({per_byzantine}f + {besides}), there are {n}: {allowed}"
 
 
-def _before(n: int, left: int) -> str:
-    return f" (pre-aggregation leaves {left} of {n})" if left != n else ""
+def require(condition: bool, otherwise: str) -> None:
+    """Raises UserError unless the condition holds."""
+    if not condition:
+        raise UserError(otherwise)
+
+
+def require_f(kind: str, f: int) -> None:
+    """Raises UserError for a number of arbitrary vectors that is none."""
+    require(f >= 0, f"{kind}'s f must be at least 0, it is {f}")
 
 
 def _positive(value: float) -> bool:
     return math.isfinite(value) and 0 < value <= MAX_FLOAT32
 
 
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise UserError(otherwise)
-
-
-def _require_f(kind: str, f: int) -> None:
-    _require(f >= 0, f"{kind}'s f must be at least 0, it is {f}")
-
-
 def _require_iterations(iterations: int) -> None:
-    _require(
+    require(
         1 <= iterations <= MAX_ITERATIONS, f"iterations must be 1 to {MAX_ITERATIONS}, they are {iterations}"
     )

@@ -10,7 +10,8 @@ Theory of operation
     So n x n numbers decide, and what is left is a sum. Everything here is float64, element-wise numpy or a loop in a written
     order, and every operation is correctly rounded: from the same matrix everybody gets the same factors.
 
-    Where vectors tie, the first in the given order wins.
+    Where scores tie, the first in the given order wins (Blanchard et al.: the smallest identifier). Two that are each
+    other's nearest tie whenever a single neighbour counts: Bulyan's last choices for f = 1 and 2 depend on the order.
 
     The geometric median starts from the mean of the majority nearest to the vector that has the nearest majority. The paper's
     start, the mean of all, is as far away as one liar wants it, and Weiszfeld's method comes back by a factor of about n an
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from p2pcoord.aggregation.gram import majority_radii, squared_distances
+from p2pcoord.aggregation.gram import middle_of, squared_distances, sums_to_nearest
 from p2pcoord.aggregation.rules import Bulyan, CenteredClipping, GeometricMedian, Krum, MultiKrum, Rule
 from p2pcoord.errors import LocalError
 
@@ -55,30 +56,19 @@ def weights_from_gram(rule: Rule, products: Float64s) -> Weights:
         raise LocalError(refused)
     match rule:
         case Krum():
-            scores = krum_scores(squared_distances(products), n - rule.f - 2)
+            scores = sums_to_nearest(squared_distances(products), n - rule.f - 2)
             return _mean_of([int(np.argmin(scores))], scores)
         case MultiKrum():
-            scores = krum_scores(squared_distances(products), n - rule.f - 2)
+            scores = sums_to_nearest(squared_distances(products), n - rule.f - 2)
             return _mean_of(np.argsort(scores, kind="stable")[: rule.chosen(n)].tolist(), scores)
         case Bulyan():
             distances = squared_distances(products)
-            return _mean_of(bulyan_selection(distances, rule.f), krum_scores(distances, n - rule.f - 2))
+            return _mean_of(bulyan_selection(distances, rule.f), sums_to_nearest(distances, n - rule.f - 2))
         case GeometricMedian():
             return _geometric_median(rule, products)
         case CenteredClipping():
             return _centered_clipping(rule, products)
     raise LocalError(f"{rule.kind} takes no weights from inner products")
-
-
-def krum_scores(distances: Float64s, nearest: int) -> Float64s:
-    """For each vector, the sum of the squared distances to the `nearest` others that are nearest, smallest first."""
-    others = distances.copy()
-    np.fill_diagonal(others, np.inf)
-    others.sort(axis=1)
-    scores = np.zeros(len(distances))
-    for column in range(nearest):
-        np.add(scores, others[:, column], out=scores)
-    return scores
 
 
 def bulyan_selection(distances: Float64s, f: int) -> list[int]:
@@ -89,7 +79,7 @@ def bulyan_selection(distances: Float64s, f: int) -> list[int]:
     left, selected = list(range(len(distances))), []
     for _ in range(len(distances) - 2 * f):
         nearest = min(max(len(left) - f - 2, 1), len(left) - 1)
-        best = int(np.argmin(krum_scores(distances[np.ix_(left, left)], nearest)))
+        best = int(np.argmin(sums_to_nearest(distances[np.ix_(left, left)], nearest)))
         selected.append(left.pop(best))
     return selected
 
@@ -103,9 +93,8 @@ def _mean_of(chosen: list[int], scores: Float64s) -> Weights:
 
 def _geometric_median(rule: GeometricMedian, products: Float64s) -> Weights:
     n = len(products)
-    radii, distances = majority_radii(products)
-    middle = int(np.argmin(radii))
-    near = np.argsort(distances[middle], kind="stable")[: n // 2 + 1]
+    distances = squared_distances(products)
+    near = np.argsort(distances[middle_of(distances)], kind="stable")[: n // 2 + 1]
     weights = np.zeros(n)
     weights[near] = 1 / len(near)
     for _ in range(rule.iterations):
