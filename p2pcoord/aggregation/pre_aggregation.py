@@ -69,7 +69,7 @@ class NearestNeighbourMixing(PreAggregation, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "nearest_neighbour_mixing"
     needs_gram: ClassVar[bool] = True
-    paper: ClassVar[str] = "Allouah et al. 2023, algorithm 2"
+    paper: ClassVar[str] = "Allouah et al. 2023 (NNM)"
     f: int
 
     def __post_init__(self) -> None:

@@ -187,7 +187,7 @@ class Bulyan(Rule, frozen=True, kw_only=True):
     kind: ClassVar[str] = "bulyan"
     shape: ClassVar[Shape] = "coordinate_wise"
     needs_gram: ClassVar[bool] = True
-    paper: ClassVar[str] = "El Mhamdi et al. 2018, section 4"
+    paper: ClassVar[str] = "El Mhamdi et al. 2018 (Bulyan)"
     f: int
 
     def __post_init__(self) -> None:
@@ -232,7 +232,7 @@ class CenteredClipping(Rule, frozen=True, kw_only=True):
     kind: ClassVar[str] = "centered_clipping"
     shape: ClassVar[Shape] = "vector_wise"
     needs_gram: ClassVar[bool] = True
-    paper: ClassVar[str] = "Karimireddy et al. 2021, algorithm 2"
+    paper: ClassVar[str] = "Karimireddy et al. 2021 (centered clipping)"
     radius: float
     iterations: int = 1  # the paper proves, and in experiments takes, a single one
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcoord.aggregation.gram import gram, squared_distances, sums_to_nearest
@@ -81,6 +81,7 @@ def test_bulyan_asks_krum_again_among_those_that_are_left(seed, f, more):
     assert np.flatnonzero(weights).tolist() == sorted(expected)
 
 
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 10))
 def test_the_geometric_median_is_where_the_sum_of_distances_is_smallest(seed, n):
     rows = drawn(seed, n).astype(np.float64)
