@@ -35,6 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from p2pcoord.aggregation import aggregate
 
+MIXING_BYTES = 200_000_000
+"""Above, ByzFL's mixing is not asked for: it copies each vector's n - f neighbours, all at once."""
+
 
 def byzfl() -> dict[str, Any] | None:
     """ByzFL's aggregators by our names, without its package's imports of torchvision and matplotlib; None if not there."""
@@ -136,7 +139,7 @@ def main() -> None:
             if other is not None and kind in other and "pre" not in options and "clip_norm" not in options:
                 theirs = seconds(1, lambda: other[kind](f)(updates))  # noqa: B023
                 line += f"{theirs:>10.2f}{theirs / taken:>8.1f}"
-            elif other is not None and "pre" in options:
+            elif other is not None and "pre" in options and updates.nbytes < MIXING_BYTES:
                 theirs = seconds(1, lambda: other["median"](f)(other["mixing"](f)(updates)))
                 line += f"{theirs:>10.2f}{theirs / taken:>8.1f}"
             print(line, flush=True)

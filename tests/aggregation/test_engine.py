@@ -1,5 +1,6 @@
 """The laws of combining: same inputs same bits, honest range, equivariance; what is refused, and by which name."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import p2pcoord.aggregation
 from p2pcoord.aggregation import NotFiniteError, aggregate, engine
 from p2pcoord.aggregation.engine import combine, decide
 from p2pcoord.aggregation.gram import BLOCK, centre_among, gram, total
@@ -392,3 +394,20 @@ def test_deciding_needs_the_numbers_it_decides_by():
 def test_vectors_of_no_columns_are_combined():
     for kind, options in CALLS:
         assert aggregate(kind, np.zeros((N, 0), np.float32), **options).value.size == 0
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "pre" not in call[1]])
+def test_memory_is_that_of_the_inputs_and_a_tenth(call):
+    kind, options = call
+    updates = np.ones((16, 1 << 20), np.float32)
+    tracemalloc.start()
+    aggregate(kind, updates, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= updates.nbytes / 10  # the result alone is a sixteenth
+
+
+def test_what_is_loaded_late_is_there_and_nothing_else():
+    assert p2pcoord.aggregation.Aggregate is engine.Aggregate
+    with pytest.raises(AttributeError, match="no attribute 'robust'"):
+        _ = p2pcoord.aggregation.robust
