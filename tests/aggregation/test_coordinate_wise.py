@@ -85,6 +85,15 @@ def test_around_the_median_the_nearest_are_averaged(vectors, data):
         assert value == pytest.approx(kept.mean(), rel=1e-6, abs=1e-6 * np.abs(kept).max())
 
 
+@pytest.mark.parametrize(
+    ("values", "cut", "mean"),
+    [([4, 0, 2], 1, 1), ([6, 4, 0, 2], 2, 3), ([3, 1, 0, 2, 4], 1, 1.5), ([3, 1, 0, 2, 4], 3, 1.5), ([0, 0, 8], 2, 0)],
+)  # fmt: skip
+def test_of_values_equally_far_from_the_median_the_smaller_is_kept(values, cut, mean):
+    columns = np.array(values, np.float32)[:, None]
+    assert combined(Combination("mean_around_median", identity(len(values)), cut), columns) == [mean]
+
+
 @given(stacks(least=3), st.data())
 def test_around_the_median_of_any_numbers_nothing_is_farther_from_it_than_what_is_left_out(vectors, data):
     cut = data.draw(st.integers(0, len(vectors) - 1))
