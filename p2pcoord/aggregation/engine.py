@@ -130,7 +130,6 @@ def aggregate(
     Raises UserError for a rule, parameters or a number of updates that cannot be combined, saying what could be;
     NotFiniteError for updates that hold NaN or infinity; LocalError for shapes, types, and a sum beyond float32.
     """
-    require_ieee_arithmetic()
     chosen = kind if isinstance(kind, Rule) else rule(kind, **options)
     before = tuple(
         stage if isinstance(stage, PreAggregation) else pre_aggregation(stage[0], **stage[1]) for stage in pre
@@ -260,8 +259,9 @@ def combine(
     the last aggregate's columns, where the combination has a factor for it.
 
     Returns whether all that entered it and the result are finite; if not, summation.all_finite finds the vector, or finite
-    vectors added up beyond float32. Raises LocalError for other shapes.
+    vectors added up beyond float32. Raises LocalError for other shapes, and in a thread whose arithmetic is not IEEE 754's.
     """
+    require_ieee_arithmetic()
     check_combination(combination, len(vectors))
     for vector in vectors:
         if vector.dtype != np.float32 or vector.shape != out.shape:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from p2pcoord.aggregation.summation import require_ieee_arithmetic
 from p2pcoord.errors import LocalError
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def gram(rows: Sequence[Float32s], centre: Float32s | None = None) -> Float64s:
     """The Gram matrix (n, n) of these n vectors' columns, centred by `centre`, all float32 of one shape (d,).
 
     A stripe begins, and but for the last ends, at a multiple of BLOCK columns, else its blocks are others. Raises
-    LocalError for other shapes and no rows.
+    LocalError for other shapes, no rows, and in a thread whose arithmetic is not IEEE 754's.
     """
+    require_ieee_arithmetic()
     _check(rows, centre)
     n, half, size = len(rows), len(rows) // 2, rows[0].size
     differences = np.zeros((n, BLOCK), np.float32)
