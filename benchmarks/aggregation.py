@@ -1,6 +1,7 @@
 """How fast rules combine, beside ByzFL and beside memory, in one run.
 
-    python benchmarks/aggregation.py [--updates 16] [--millions 10] [--f 3] [--repeats 3] [--threads 1]
+    python benchmarks/aggregation.py [--updates 16] [--millions 10] [--f 3] [--repeats 3] [--threads 1] [--cpu]
+                                    [--rules median krum]
 
 ByzFL is compared with where it is installed (pip install --no-deps byzfl==0.0.11, with scipy beside it); without it the last
 columns stay empty. It is given the same float32 array, and runs once, after a smaller run that loads what it needs.
@@ -11,7 +12,9 @@ columns stay empty. It is given the same float32 array, and runs once, after a s
     memory       the most that was allocated at any moment, the result included, as a share of the inputs
     x            ByzFL's time over ours
 
-With --threads 2 or more, pieces of columns go to a pool of threads, as a node's workers do; ByzFL uses what it uses.
+With --cpu, times are those of the processor, all threads together: what is left to compare on a machine that is busy with
+other work, though caches and memory that others use still slow it down. With --threads 2 or more, pieces of columns go to a
+pool of threads, as a node's workers do; ByzFL uses what it uses.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import types
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from p2pcoord.aggregation import aggregate
+from p2pcoord.errors import UserError
 
 MIXING_BYTES = 200_000_000
 """Above, ByzFL's mixing is not asked for: it copies each vector's n - f neighbours, all at once."""
@@ -61,20 +66,24 @@ def byzfl() -> dict[str, Any] | None:
     }
 
 
-def seconds(repeats: int, work: Callable[[], object]) -> float:
+CLOCK = {False: time.perf_counter, True: time.process_time}
+"""By --cpu."""
+
+
+def seconds(repeats: int, work: Callable[[], object], *, cpu: bool = False) -> float:
     """The shortest of some runs: what the code takes when nothing else runs."""
-    times = []
+    times, clock = [], CLOCK[cpu]
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = clock()
         work()
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return min(times)
 
 
-def copy_seconds(updates: np.ndarray) -> float:
+def copy_seconds(updates: np.ndarray, *, cpu: bool) -> float:
     """What a byte takes that is read or written, when memory is copied."""
     copied = np.empty_like(updates)
-    return seconds(4, lambda: np.copyto(copied, updates)) / (2 * updates.nbytes)
+    return seconds(4, lambda: np.copyto(copied, updates), cpu=cpu) / (2 * updates.nbytes)
 
 
 def allocated(work: Callable[[], object]) -> int:
@@ -95,6 +104,8 @@ def main() -> None:
     arguments.add_argument("--f", type=int, default=3)
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--cpu", action="store_true", help="the processor's time instead of the clock's")
+    arguments.add_argument("--rules", nargs="*", default=None, help="only those that begin with one of these")
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
 
@@ -117,7 +128,7 @@ def main() -> None:
     if other is not None:
         for make in other.values():
             make(f)(updates[:, :1000].copy())
-    moved = copy_seconds(updates)
+    moved = copy_seconds(updates, cpu=given.cpu)
     bound = moved * (updates.nbytes + 4 * columns)
     print(
         f"{given.updates} updates of {columns:,} float32, {given.threads} thread(s), best of {given.repeats}"
@@ -129,18 +140,21 @@ def main() -> None:
     with ThreadPoolExecutor(given.threads) as pool:
         run = map if given.threads == 1 else pool.map
         for name, (kind, options) in calls.items():
+            if given.rules is not None and not name.startswith(tuple(given.rules)):
+                continue
             try:
-                taken = seconds(given.repeats, lambda: aggregate(kind, updates, run=run, **options))  # noqa: B023
-            except Exception as error:
+                work = partial(aggregate, kind, updates, run=run, **options)
+                taken = seconds(given.repeats, work, cpu=given.cpu)
+            except UserError as error:
                 print(f"{name:<32}{error}")
                 continue
-            peak = allocated(lambda: aggregate(kind, updates, run=run, **options))  # noqa: B023
+            peak = allocated(work)
             line = f"{name:<32}{taken:>8.3f}{bound / taken:>11.2f}{peak / updates.nbytes:>9.1%}"
             if other is not None and kind in other and "pre" not in options and "clip_norm" not in options:
-                theirs = seconds(1, lambda: other[kind](f)(updates))  # noqa: B023
+                theirs = seconds(1, lambda: other[kind](f)(updates), cpu=given.cpu)  # noqa: B023
                 line += f"{theirs:>10.2f}{theirs / taken:>8.1f}"
             elif other is not None and "pre" in options and updates.nbytes < MIXING_BYTES:
-                theirs = seconds(1, lambda: other["median"](f)(other["mixing"](f)(updates)))
+                theirs = seconds(1, lambda: other["median"](f)(other["mixing"](f)(updates)), cpu=given.cpu)
                 line += f"{theirs:>10.2f}{theirs / taken:>8.1f}"
             print(line, flush=True)
 

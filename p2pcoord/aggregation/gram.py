@@ -48,7 +48,7 @@ EXACT: Final = 1 << 11
 """Columns whose products are summed without rounding: 2 * 21 + 11 = 53. Few enough, too, for the kernel that OpenBLAS has for
 small matrices, which does not copy its input first."""
 
-BLOCK: Final = 1 << 13
+BLOCK: Final = 1 << 14
 """Columns that share an exponent. All three are part of the matrix's definition: changing one changes its last bits."""
 
 assert BLOCK % EXACT == 0
@@ -73,7 +73,7 @@ def gram(rows: Sequence[Float32s], centre: Float32s | None = None) -> Float64s:
     n, half, size = len(rows), len(rows) // 2, rows[0].size
     differences = np.zeros((n, BLOCK), np.float32)
     # One row of zeros more: numpy gives a matrix times its own transpose to BLAS's syrk, which is slower for few rows.
-    rounded = np.zeros((n + 1, BLOCK), np.float64)
+    rounded = np.zeros((n + 1, EXACT), np.float64)
     products = np.zeros((n, n + 1), np.float64)
     product = np.zeros_like(products)
     with np.errstate(all="ignore"):
@@ -91,15 +91,19 @@ def gram(rows: Sequence[Float32s], centre: Float32s | None = None) -> Float64s:
             shift = np.ldexp(np.float32(1.5), np.frexp(largest)[1] + (23 - BITS))[:, None]
             np.add(differences, shift, out=differences)
             np.subtract(differences, shift, out=differences)
-            rounded[:n] = differences
-            for at in np.flatnonzero(~(largest < LARGEST)).tolist():
-                rounded[at] = 0  # also where the last block ends before its width
-                rounded[at, :used] = _rounded(rows[at][part], None if centre is None else centre[part])
+            large = {
+                at: _rounded(rows[at][part], None if centre is None else centre[part])
+                for at in np.flatnonzero(~(largest < LARGEST)).tolist()
+            }
             for first in range(0, used, EXACT):
-                columns = rounded[:, first : first + EXACT]
+                rounded[:n] = differences[:, first : first + EXACT]
+                for at, wide in large.items():
+                    columns = wide[first : first + EXACT]
+                    rounded[at, : columns.size] = columns
+                    rounded[at, columns.size :] = 0
                 # Two products leave out the lower left quarter, which is the upper right one's transpose.
-                np.matmul(columns[:half], columns.T, out=product[:half])
-                np.matmul(columns[half:n], columns[half:].T, out=product[half:, half:])
+                np.matmul(rounded[:half], rounded.T, out=product[:half])
+                np.matmul(rounded[half:n], rounded[half:].T, out=product[half:, half:])
                 np.add(products, product, out=products)
     products[half:, :half] = products[:half, half:n].T
     return products[:, :n].copy()
@@ -107,7 +111,7 @@ def gram(rows: Sequence[Float32s], centre: Float32s | None = None) -> Float64s:
 
 def total(stripes: Iterable[Float64s]) -> Float64s:
     """The sum of stripes' Gram matrices, in their order. Differs from the whole's by rounding of float64: at most
-    2**-53 times the number of blocks, relative to sqrt(G[i, i] * G[j, j])."""
+    2**-53 times the number of exact products (each EXACT columns), relative to sqrt(G[i, i] * G[j, j])."""
     matrices = list(stripes)
     if not matrices or any(matrix.shape != matrices[0].shape for matrix in matrices):
         raise LocalError("a sum of Gram matrices needs matrices of one shape")

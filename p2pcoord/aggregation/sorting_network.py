@@ -17,7 +17,7 @@ Theory of operation
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from p2pcoord.layout import Float32s
 
 
-class Operation(msgspec.Struct, frozen=True):
+class Operation(NamedTuple):
     """out = the element-wise minimum (or maximum) of registers `left` and `right`; `out` may be one of the two."""
 
     maximum: bool
@@ -103,7 +103,6 @@ def run(chosen: Program, inputs: Sequence[Float32s], buffers: Sequence[Float32s]
     """The needed lanes, in their order. Inputs and buffers have one shape; lanes are buffers, or inputs where n is 1."""
     registers = [*inputs, *buffers]
     minimum, maximum = np.minimum, np.maximum
-    for operation in chosen.operations:
-        function = maximum if operation.maximum else minimum
-        function(registers[operation.left], registers[operation.right], out=registers[operation.out])
+    for larger, left, right, out in chosen.operations:
+        (maximum if larger else minimum)(registers[left], registers[right], out=registers[out])
     return [registers[register] for register in chosen.lanes.values()]
