@@ -5,7 +5,7 @@ Theory of operation
     stored before the next, all float32, scalars as `StepParameters` carries them. With g the mean pseudo-gradient, p the
     parameters, and a prime for the new value:
 
-        all     g <- g + (weight_decay * p)                                       only if weight_decay is not 0
+        all     g <- g + (weight_decay * p)                                       only if weight_decay is not 0; not adamw
         sgd     m' = (momentum * m) + g                                           only if momentum is not 0
                 d  = g + (momentum * m') with nesterov;  m' without;  g without momentum
                 p' = p - (learning_rate * d)
@@ -13,6 +13,7 @@ Theory of operation
                 v' = (beta2 * v) + (one_minus_beta2 * (g * g))
                 d  = (sqrt(v') / sqrt(bias_correction2)) + epsilon
                 p' = p - ((learning_rate / bias_correction1) * (m' / d))
+        adamw   as adam, with p * (1 - (learning_rate * weight_decay)) for p      only if weight_decay is not 0
 
     torch's kernels compute the same formulas with fused and reassociated operations; they agree within some units in the
     last place, and their bits depend on the machine. That is why torch is not used here.
@@ -75,15 +76,14 @@ def _sgd(
     np.subtract(parameters, scratch, out=out_parameters)
 
 
-def _adam(
-    parameters: Float32s,
+def adam_direction(
     gradient: Float32s,
     slots: Sequence[Float32s],
     scalars: StepParameters,
-    out_parameters: Float32s,
     out_slots: Sequence[Float32s],
     scratch: Float32s,
 ) -> None:
+    """Adam's new moments into `out_slots`, and m' / d into `gradient`: without the first bias correction."""
     first, second = out_slots
     np.multiply(slots[0], np.float32(scalars.beta1), out=first)
     np.multiply(gradient, np.float32(scalars.one_minus_beta1), out=scratch)
@@ -96,13 +96,44 @@ def _adam(
     np.divide(denominator, np.sqrt(np.float32(scalars.bias_correction2)), out=denominator)
     np.add(denominator, np.float32(scalars.epsilon), out=denominator)
     np.divide(first, denominator, out=gradient)
+
+
+def _adam(
+    parameters: Float32s,
+    gradient: Float32s,
+    slots: Sequence[Float32s],
+    scalars: StepParameters,
+    out_parameters: Float32s,
+    out_slots: Sequence[Float32s],
+    scratch: Float32s,
+) -> None:
+    adam_direction(gradient, slots, scalars, out_slots, scratch)
     np.multiply(
         gradient, np.float32(scalars.learning_rate) / np.float32(scalars.bias_correction1), out=gradient
     )
     np.subtract(parameters, gradient, out=out_parameters)
 
 
-KERNELS: Final[dict[str, Kernel]] = {"sgd": _sgd, "adam": _adam}
+def kept(scalars: StepParameters) -> np.float32:
+    """What decoupled weight decay leaves of a parameter."""
+    return np.float32(1) - np.float32(scalars.learning_rate) * np.float32(scalars.weight_decay)
+
+
+def _adamw(
+    parameters: Float32s,
+    gradient: Float32s,
+    slots: Sequence[Float32s],
+    scalars: StepParameters,
+    out_parameters: Float32s,
+    out_slots: Sequence[Float32s],
+    scratch: Float32s,
+) -> None:
+    if scalars.weight_decay:
+        parameters = np.multiply(parameters, kept(scalars), out=out_parameters)
+    _adam(parameters, gradient, slots, scalars, out_parameters, out_slots, scratch)
+
+
+KERNELS: Final[dict[str, Kernel]] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
 """By StepParameters.kind: every kind whose optimizer is exact."""
 
 
@@ -116,8 +147,11 @@ def step(
 ) -> bool:
     """One outer step; returns whether all that was written is finite.
 
-    All vectors are float32 of shape (n,); `scalars.slots` slots; outputs overlap no input. Raises LocalError for others.
+    All vectors are float32 of shape (n,); `scalars.slots` slots; outputs overlap no input. Raises LocalError for others, and
+    for a kind that is not element-wise (outer_optimizer.py).
     """
+    if scalars.kind not in KERNELS:
+        raise LocalError(f"{scalars.kind} is not element-wise: it needs all of a tensor at once")
     if len(slots) != scalars.slots or len(out_slots) != scalars.slots:
         raise LocalError(f"{scalars.kind} needs {scalars.slots} slots, not {len(slots)} and {len(out_slots)}")
     vectors = (parameters, gradient, *slots, out_parameters, *out_slots)
@@ -133,7 +167,7 @@ def step(
             part = slice(start, min(start + BLOCK, parameters.size))
             n = part.stop - start
             old, g = parameters[part], gradient_block[:n]
-            if scalars.weight_decay:
+            if scalars.weight_decay and scalars.kind != "adamw":
                 np.multiply(old, np.float32(scalars.weight_decay), out=g)
                 np.add(gradient[part], g, out=g)
             else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pcoord.errors import LocalError
 from p2pcoord.optimization import step as step_module
-from p2pcoord.optimization.optimizer import SGD, Adam, Optimizer
+from p2pcoord.optimization.optimizer import SGD, Adam, AdamW, DistributedShampoo, Lamb, Optimizer
 from p2pcoord.optimization.step import step
 
 PLAIN = SGD(momentum=0.0, nesterov=False, weight_decay=0.0)
@@ -24,6 +24,8 @@ ALL = [
     Adam(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0),
     Adam(beta1=0.9, beta2=0.99, epsilon=1e-3, weight_decay=0.01),
     Adam(beta1=0.0, beta2=0.0, epsilon=1e-8, weight_decay=0.0),
+    AdamW(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.1),
+    AdamW(beta1=0.8, beta2=0.9, epsilon=1e-3, weight_decay=0.0),
 ]
 
 
@@ -55,7 +57,8 @@ def torch_optimizer(chosen: Optimizer, parameter: torch.Tensor, rate: float) -> 
             weight_decay=chosen.weight_decay,
         )
     assert isinstance(chosen, Adam)
-    return torch.optim.Adam(
+    kind = torch.optim.AdamW if isinstance(chosen, AdamW) else torch.optim.Adam
+    return kind(
         [parameter],
         lr=rate,
         betas=(chosen.beta1, chosen.beta2),
@@ -65,8 +68,8 @@ def torch_optimizer(chosen: Optimizer, parameter: torch.Tensor, rate: float) -> 
 
 
 @pytest.mark.parametrize("chosen", ALL, ids=str)
-def test_ten_steps_are_torchs_within_units_in_the_last_place(chosen):
-    parameters, gradients = draw(3, 5000, 10)
+def test_twenty_steps_are_torchs_within_units_in_the_last_place(chosen):
+    parameters, gradients = draw(3, 5000, 20)
     parameter = torch.nn.Parameter(torch.from_numpy(parameters.copy()))
     theirs = torch_optimizer(chosen, parameter, rate=0.1)
     for gradient in gradients:
@@ -74,7 +77,7 @@ def test_ten_steps_are_torchs_within_units_in_the_last_place(chosen):
         theirs.step()
     ours, slots, finite = taken(chosen, parameters, gradients, rate=0.1)
     assert finite
-    # Parameters, steps and moments are of size 1: ten steps of a few roundings each, 2**-24 a rounding.
+    # Parameters, steps and moments are of size 1: twenty steps of a few roundings each, 2**-24 a rounding.
     np.testing.assert_allclose(ours, parameter.detach().numpy(), rtol=0, atol=40 * 2.0**-24)
     if chosen.slots == 1:
         found = [theirs.state[parameter]["momentum_buffer"]]
@@ -159,6 +162,22 @@ def test_an_adam_step_is_rounded_operation_by_operation_as_written(seed):
     assert exact(new[0]) == rounded(exact(p[0]) - rounded(rate * rounded(mean / divisor)))
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_an_adamw_step_is_adams_from_parameters_that_decayed_first(seed):
+    decaying = AdamW(beta1=0.9, beta2=0.99, epsilon=1e-3, weight_decay=0.1).parameters(3, 0.1)
+    plain = Adam(beta1=0.9, beta2=0.99, epsilon=1e-3, weight_decay=0.0).parameters(3, 0.1)
+    random = np.random.default_rng(seed)
+    p, g, m, v = (random.uniform(0.5, 2, 1).astype(np.float32) for _ in range(4))
+    kept = rounded(1 - rounded(exact(decaying.learning_rate) * exact(decaying.weight_decay)))
+    decayed = np.array([float(rounded(exact(p[0]) * kept))], np.float32)
+    results = []
+    for parameters, scalars in ((p, decaying), (decayed, plain)):
+        new = [np.empty(1, np.float32) for _ in range(3)]
+        step(parameters, g, [m, v], scalars, new[0], new[1:])
+        results.append([vector.tobytes() for vector in new])
+    assert results[0] == results[1]
+
+
 def test_plain_sgd_with_rate_one_is_federated_averaging():
     base, local = draw(5, 100, 1)[0], draw(6, 100, 1)[0]
     gradient = base - local
@@ -210,6 +229,13 @@ def test_misuse_of_a_step_is_refused():
     for parameters, gradient, slots, new, new_slots in wrong:
         with pytest.raises(LocalError):
             step(parameters, gradient, slots, scalars, new, new_slots)
+
+
+@pytest.mark.parametrize("chosen", [Lamb(), DistributedShampoo()], ids=str)
+def test_what_needs_whole_tensors_is_not_stepped_piece_by_piece(chosen):
+    vector = np.ones(3, np.float32)
+    with pytest.raises(LocalError, match=f"{chosen.kind} is not element-wise"):
+        step(vector, vector, [vector] * 2, chosen.parameters(1, 0.7), vector.copy(), [vector.copy()] * 2)
 
 
 def test_nothing_to_step_is_a_step():
