@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from p2pcoord.aggregation.contribution import ContributionHeader
+from p2pcoord.consensus.log import MAX_PAYLOAD_BYTES
 from p2pcoord.consensus.voter import AnyFrame, Frame
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.rounds.attempt import Attempt, Result
@@ -38,6 +39,6 @@ PeerFrame = AnyFrame | Life | Slot | Checked
 def decode_frames(frames: Iterable[bytes]) -> list[PeerFrame]:
     """The frames of a log. Raises LocalError: the file was intact, so what does not decode was written by another program."""
     try:
-        return [decode(frame, PeerFrame) for frame in frames]  # type: ignore[arg-type]  # a union is a type to msgspec
+        return [decode(frame, PeerFrame, limit=MAX_PAYLOAD_BYTES) for frame in frames]  # type: ignore[arg-type]  # a union is a type to msgspec
     except RemoteError as error:
         raise LocalError(f"the log holds what is no frame of this program: {error}") from error

@@ -22,11 +22,14 @@ from p2pcoord.identity import Authority
 from p2pcoord.links import FULL_MESH, Links
 from p2pcoord.messages import AnyMessage, Append, AppendReply, ReachReply, ReachRequest
 from p2pcoord.outbox import Outbox
-from p2pcoord.rounds.participation import Roster
+from p2pcoord.rounds.participation import MAX_ADDRESSES, Roster
 from p2pcoord.work import LocalProgress
 
 # Members that an unreachable leaf names as those it can be probed through.
 MAX_LEAF_LINKS = 8
+
+# Askers that this peer tries to reach at a time: each is a few dials to addresses of the asker's choice.
+MAX_REACHING = 8
 
 
 class Neighbours:
@@ -164,6 +167,10 @@ class Neighbours:
         if self.gossip is None:
             return False
         if isinstance(message, ReachRequest):
+            if len(message.addresses) > MAX_ADDRESSES:
+                raise RemoteError("oversized", f"{len(message.addresses)} addresses to be reached at")
+            if sender in self._reaching.values() or len(self._reaching) >= MAX_REACHING:
+                return True  # it asks again with its next connection
             number = self._outbox.new_id()
             self._reaching[number] = sender
             self._outbox.put(Reach(number, sender, message.addresses))

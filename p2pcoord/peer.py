@@ -12,7 +12,8 @@ entropy given at start and a purpose, so one more draw in one place moves nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from random import Random
 
@@ -202,8 +203,14 @@ class Peer:
 
     def _handle(self, sender: str, message: AnyMessage, now: int) -> None:
         self.neighbours.heard(sender, message, self.agreement, now)
-        try:
+        with self._edge(sender):
             self._dispatch(sender, message, now)
+
+    @contextmanager
+    def _edge(self, sender: str = OTHERS) -> Iterator[None]:
+        """What others sent wrongly is counted and goes no further, also where it was kept and is met only later."""
+        try:
+            yield
         except RemoteError as error:
             self.reject(sender, error)
         except Fork as fork:
@@ -218,12 +225,14 @@ class Peer:
             del self._persists[effect_id]
             if isinstance(outcome, Done):
                 self.outbox.durable = effect_id
-                self.agreement.durable(now)
+                with self._edge():
+                    self.agreement.durable(now)
             else:
                 reason = outcome.reason if isinstance(outcome, Failed) else "cancelled"
                 self._halt(f"the log could not be written: {reason}")
         elif not self.neighbours.complete(effect_id, outcome, now):
-            self.work.complete(effect_id, outcome, now)
+            with self._edge():
+                self.work.complete(effect_id, outcome, now)
             self.neighbours.tell(self.work.local_progress(), now)
         return self._finish(now)
 
@@ -253,7 +262,8 @@ class Peer:
         self.admissions.tick(now)
         self._catch_up(now)
         self.duty.tick(self.work, now)
-        self.work.tick(now)
+        with self._edge():
+            self.work.tick(now)
         return self._finish(now)
 
     def connected(self, peer: str, now: int) -> list[Effect]:
@@ -263,7 +273,8 @@ class Peer:
         self.neighbours.on_connected(peer, now)
         self.admissions.wake(now)
         self._catch_up_at = min(self._catch_up_at, now)
-        self.work.connected(peer, now)
+        with self._edge():
+            self.work.connected(peer, now)
         return self._finish(now)
 
     def disconnected(self, peer: str, now: int) -> list[Effect]:
@@ -272,7 +283,8 @@ class Peer:
         self._now = now
         self.neighbours.on_disconnected(peer, now)
         self.admissions.disconnected(peer)
-        self.work.tick(now)
+        with self._edge():
+            self.work.tick(now)
         return self._finish(now)
 
     def leave(self, now: int) -> list[Effect]:
@@ -425,7 +437,8 @@ class Peer:
         for _ in range(MAX_LOCAL_MESSAGES):
             if self._work_due:
                 self._work_due = False
-                self.work.tick(now)
+                with self._edge():
+                    self.work.tick(now)
             if not self.outbox.local or self.halted:
                 break
             self._handle(self.me, self.outbox.local.popleft(), now)  # type: ignore[arg-type]

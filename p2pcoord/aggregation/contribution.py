@@ -11,6 +11,7 @@ import math
 
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
+from p2pcoord.float32 import MAX_FLOAT32
 from p2pcoord.identity import Authority, Statement
 
 # 2**53 samples, steps or nanoseconds: exact as a float, and more than any round has.
@@ -46,7 +47,8 @@ def check_header(header: ContributionHeader, authority: Authority, content_bytes
     counts = (header.samples, header.steps, header.computation_ns)
     if header.samples < 1 or header.steps < 1 or not all(0 <= count <= MAX_COUNT for count in counts):
         raise RemoteError("bad_contribution", f"{header.samples} samples in {header.steps} steps")
-    if not (math.isfinite(header.norm) and header.norm >= 0 and math.isfinite(header.loss)):
+    # A loss that has no float32 would make the mean of all losses infinite, and with it every attempt.
+    if not (math.isfinite(header.norm) and header.norm >= 0 and abs(header.loss) <= MAX_FLOAT32):
         raise RemoteError("bad_contribution", f"norm {header.norm}, loss {header.loss}")
     if header.content.size_bytes != content_bytes:
         raise RemoteError("bad_contribution", f"{header.content.size_bytes} bytes, not {content_bytes}")

@@ -265,7 +265,11 @@ class Ledger:
         committee = self.committee_at(certificate.height)
         if len(certificate.signatures) > len(committee.everyone):
             raise RemoteError("bad_certificate", "more signatures than voters")
-        if not committee.is_quorum(certificate.signers(self._authority)):
+        signers = certificate.signers(self._authority)
+        if len(signers) < len(certificate.signatures) or not signers <= set(committee.everyone):
+            # Padding would be kept, and passed on with every proof.
+            raise RemoteError("bad_certificate", "a signature that is none of its committee's")
+        if not committee.is_quorum(signers):
             raise RemoteError("bad_certificate", f"no quorum at height {certificate.height}")
 
     def check_no_fork(self, certificate: Certificate) -> None:

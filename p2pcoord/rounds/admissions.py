@@ -320,13 +320,17 @@ class Admissions:
     def pending(self) -> Members | None:
         """The next record of members, of those that every voter accepts; None when nothing waits."""
         check, voters = self._roster.check, self._agreement.committee.everyone
-        admitted = [a for a in self._joiners.values() if not check(Members(admitted=(a,)))][:MAX_ADMISSIONS]
-        leaving = [
-            f for f in self._farewells.values() if f.peer not in voters and not check(Members(left=(f,)))
-        ][: MAX_ADMISSIONS - len(admitted)]
         excluded = [e for e in self._exclusions.values() if not check(Members(excluded=(e,)))][
             :MAX_EXCLUSIONS
         ]
+        room = MAX_ADMISSIONS - len(excluded)
+        leaving = [
+            f for f in self._farewells.values() if f.peer not in voters and not check(Members(left=(f,)))
+        ][:room]
+        room -= len(leaving)
+        admitted = [a for a in self._joiners.values() if not check(Members(admitted=(a,)))][:room]
+        while admitted and check(Members(admitted=tuple(admitted))):
+            admitted.pop()  # together they are too many for the run
         if not (admitted or leaving or excluded):
             return None
         return Members(tuple(admitted), tuple(leaving), tuple(excluded))

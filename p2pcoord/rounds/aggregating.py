@@ -227,6 +227,9 @@ class Aggregation:
             return
         if partial.sender != sender or sender not in self.attempt.tree:
             raise RemoteError("bad_partial", f"{sender} is not in the tree")
+        if sender == self.attempt.tree.root:
+            raise RemoteError("bad_partial", f"{sender} is the root: it has a result, and passes nothing up")
+        self.setting.authority.check(sender, partial)
         self._summed.add(sender)
         self.heard(now)
 

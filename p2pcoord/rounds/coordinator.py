@@ -408,6 +408,8 @@ class RoundCoordinator:
         elif self.phase is Phase.MODEL_UPDATE and self.conclusion.agreed_state() is not None:
             self._enter(Phase.VALIDATION, now)
             self._conclude(now)
+        elif self.phase is Phase.VALIDATION:
+            self._conclude(now)
 
     # Validation and record
 
@@ -425,6 +427,12 @@ class RoundCoordinator:
         conclusion, attempt = self.conclusion, self.aggregation.attempt
         state = conclusion.agreed_state()
         if self.phase is not Phase.VALIDATION or attempt is None or state is None:
+            return
+        own, _ = conclusion.reports.get(self.setting.me, (None, True))
+        if own is None:
+            return  # its own acknowledgement promises that it can make the state anew; its report comes back here
+        if own != state:
+            self.replication.step_down("it computed another state than a quorum of voters", now)
             return
         # Not of suspects: what the metrics cover is no reason to wait until a frozen member is declared dead.
         waiting = [member for member in conclusion.without_share() if self.setting.neighbours.fit(member)]

@@ -212,8 +212,13 @@ class Participant:
         """Version `body.version` is certified: what was made on the way there goes, its state is adopted."""
         entry, before = self.book.get(body.attempt), self.state
         self.holdings.follow(body)
-        if entry is not None and entry.state is not None:
-            self.judge.compare(entry.state)
+        same_result = (
+            entry is not None and entry.result is not None and entry.result.content.root == body.result
+        )
+        if entry is not None and entry.state is not None and same_result:
+            self.judge.compare(
+                entry.state
+            )  # a root that signs two results must not make honest voters doubt themselves
         self.training.certified()
         self.transfers.certified()
         self.book.clear()
@@ -234,12 +239,13 @@ class Participant:
 
     def tick(self, now: int) -> None:
         self.training.tick(now)
+        self.stepping.tick(now)
         if self.holdings.refetch(now):
             self.summing.gather(now)
             self.stepping.look_again(now)
 
     def next_deadline(self) -> int | None:
-        times = (self.holdings.refetch_at, self.training.next_deadline())
+        times = (self.holdings.refetch_at, self.training.next_deadline(), self.stepping.next_deadline())
         return min((at for at in times if at is not None), default=None)
 
     def progress(self, now: int) -> None:

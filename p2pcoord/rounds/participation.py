@@ -33,6 +33,10 @@ MAX_REASON_LENGTH = 256
 
 # Of an admission's addresses, in all: two or three, so that MAX_ADMISSIONS of them fit a body.
 MAX_ADDRESSES_LENGTH = 200
+MAX_ADDRESSES = 16
+
+# In a run, with those who have left: what gossip and probing keep for each is bounded (gossip/suspicion.py, MAX_MEMBERS).
+MAX_RUN_MEMBERS = 15_000
 
 # A name is for people; the peer id is what counts.
 MAX_NAME_LENGTH = 64
@@ -152,12 +156,15 @@ class Roster:
         """Why a voter must not acknowledge this record ("" when it may)."""
         if len(body.admitted) + len(body.left) + len(body.excluded) > MAX_ADMISSIONS:
             return "too many changes in one record"
+        if body.admitted and len(self._members) + len(body.admitted) > MAX_RUN_MEMBERS:
+            return f"a run has at most {MAX_RUN_MEMBERS} members"
         for admission in body.admitted:
             if not admission.peer.isascii():
                 return "no admission: a peer id has letters of base58 only"
             if len(admission.peer) > MAX_PEER_ID_LENGTH or len(admission.proof) > MAX_PROOF_BYTES:
                 return f"no admission: a peer id of {len(admission.peer)} letters, a proof of {len(admission.proof)} bytes"
-            if sum(map(len, admission.addresses)) > MAX_ADDRESSES_LENGTH:
+            too_many = len(admission.addresses) > MAX_ADDRESSES
+            if too_many or sum(map(len, admission.addresses)) > MAX_ADDRESSES_LENGTH:
                 return f"the addresses of {admission.peer} are too long"
             if len(admission.name) > MAX_NAME_LENGTH:
                 return f"the name of {admission.peer} is too long"

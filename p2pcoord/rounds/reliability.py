@@ -45,7 +45,9 @@ class Reliability:
                 self._suspect_since.setdefault(member, now)
 
     def waited_for(self, member: str) -> bool:
-        """Whether a member's work is still waited for: it is not known to be gone, nor suspected for long."""
+        """Whether a member's work is still waited for: it is a member, not known to be gone, nor suspected for long."""
+        if not self.setting.roster.is_member(member):
+            return False
         since = self._suspect_since.get(member)
         patient = since is None or self._now - since < SUSPECT_PATIENCE_NS
         return self.setting.neighbours.alive(member) and patient

@@ -20,6 +20,9 @@ from p2pcoord.rounds.holdings import Holdings
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.transfers import RESULT, Transfers
 
+# A step that failed (a full disk, a cancelled effect) is tried again after this long.
+RETRY_NS = 2_000_000_000
+
 
 class Stepping:
     def __init__(self, setting: Setting, holdings: Holdings, book: AttemptBook, transfers: Transfers) -> None:
@@ -27,6 +30,17 @@ class Stepping:
         self.holdings = holdings
         self.book = book
         self.transfers = transfers
+        self._retry_at: int | None = None
+
+    # Time
+
+    def tick(self, now: int) -> None:
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+            self.step(self.book.current_name, now)
+
+    def next_deadline(self) -> int | None:
+        return self._retry_at
 
     # The result
 
@@ -93,6 +107,7 @@ class Stepping:
             return
         if not isinstance(outcome, Done) or not isinstance(outcome.value, Stepped):
             entry.stepping = False
+            self._retry_at = now + RETRY_NS
             reason = outcome.reason if isinstance(outcome, Failed) else "cancelled"
             setting.outbox.emit("step-failed", version=entry.attempt.version, reason=reason)
             return

@@ -6,6 +6,8 @@ in an earlier life, is offered again as long as its base is the current state.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.effects import Cancelled, Done, Failed, Offer, Outcome, Train, Trained
 from p2pcoord.errors import RemoteError
@@ -96,10 +98,13 @@ class Training:
         """What came before the records that it rests on."""
         later_plan, self._later_plan = self._later_plan, None
         later_reoffer, self._later_reoffer = self._later_reoffer, None
+        # Nothing of them was checked when they came, and what is wrong with them must not stop who goes on with the records.
         if later_plan is not None:
-            self.on_plan(later_plan[0], later_plan[1], now)
+            with suppress(RemoteError):
+                self.on_plan(later_plan[0], later_plan[1], now)
         if later_reoffer is not None:
-            self.on_reoffer(later_reoffer[0], later_reoffer[1], now)
+            with suppress(RemoteError):
+                self.on_reoffer(later_reoffer[0], later_reoffer[1], now)
 
     def connected(self, coordinator: str, now: int) -> None:
         """The link to the coordinator is there (again)."""
@@ -200,13 +205,12 @@ class Training:
 
     def _owes_offers(self) -> bool:
         """Something is finished, or failed, for the round that is being collected."""
-        collecting = (
-            self.plan is not None
-            and not self.book.current_name
-            and self.setting.coordinator != self.setting.me
-        )
-        done = any(origin_round == self.version for origin_round, _ in self.slots)
-        return collecting and (done or bool(self._failed))
+        if self.plan is None or self.setting.coordinator == self.setting.me:
+            return False
+        entry = self.book.current  # what it lists has arrived
+        listed = {own.slot for own in entry.attempt.entries} if entry is not None else set()
+        done = any(slot[0] == self.version and slot not in listed for slot in self.slots)
+        return done or bool(self._failed)
 
     def tick(self, now: int) -> None:
         if self._owes_offers() and now >= self._offer_at:

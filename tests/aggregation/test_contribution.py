@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from p2pcoord.aggregation.contribution import MAX_COUNT, ContributionHeader, check_header
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
+from p2pcoord.float32 import MAX_FLOAT32
 from p2pcoord.wire import decode, encode
 from tests.script_runner import authority_of, peer_id
 
@@ -38,6 +39,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 def test_possible_numbers_are_believed_after_a_trip_over_the_wire(
     samples: int, steps: int, time_ns: int, norm: float, loss: float
 ) -> None:
+    loss = max(-MAX_FLOAT32, min(loss, MAX_FLOAT32))
     said = header(samples=samples, steps=steps, computation_ns=time_ns, norm=abs(norm), loss=loss)
     read = decode(encode(said), ContributionHeader)
     assert read == said
@@ -59,6 +61,11 @@ def test_impossible_times_are_refused(time_ns: int) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(field: str, value: float) -> None:
     assert refusal(header(**{field: value})) == "bad_contribution"
+
+
+def test_a_loss_that_would_make_every_mean_infinite_is_refused() -> None:
+    with pytest.raises(RemoteError, match="loss 1e"):
+        check_header(header(loss=1e307), authority_of("A"), SIZE)
 
 
 def test_a_negative_norm_is_refused_and_a_negative_loss_is_not() -> None:

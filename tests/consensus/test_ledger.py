@@ -354,6 +354,16 @@ def test_less_than_a_quorum_certifies_nothing(signers: list[str]) -> None:
     assert state(ledger) == before
 
 
+@pytest.mark.parametrize("padding", ["C~A", "D"])
+def test_a_certificate_holds_true_signatures_of_its_committee_and_nothing_else(padding: str) -> None:
+    """What is taken is kept, and passed on with every proof."""
+    ledger = chain(members="ABCD")
+    ledger.append(round_(ledger))
+    with pytest.raises(RemoteError, match="none of its committee"):
+        ledger.certify(certificate_by(["A", "B", padding], ledger.records[5]))
+    assert ledger.certify(certificate_by("AB", ledger.records[5]))
+
+
 def test_a_certificate_of_an_unknown_record_another_height_or_another_term_is_refused() -> None:
     ledger = chain()
     ledger.append(round_(ledger))

@@ -75,3 +75,13 @@ class Excluded:
 
     def exclude(self, exclusion: Exclusion) -> None:
         self.peers.append(exclusion.peer)
+
+
+def test_nobody_waits_for_the_work_of_who_is_no_member_any_more() -> None:
+    world = started("A B C members D", "rounds=1", "barrier=60s", "size=3", begin="")
+    world.execute("hold D train")
+    world.execute("begin A")
+    world.execute("leave D")
+    world.execute("run 5s")
+    assert not world.peer("A").roster.is_member(peer_id("D"))
+    assert world.participant("A").version == 1

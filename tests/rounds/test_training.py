@@ -9,7 +9,7 @@ from p2pcoord.wire import decode
 from tests.round_runner import holding
 from tests.script_runner import authority_of, peer_id
 
-A, B, C = (peer_id(letter) for letter in "ABC")
+A, B, C, D = (peer_id(letter) for letter in "ABCD")
 
 
 def test_the_slot_is_on_disk_before_its_header_is_sent() -> None:
@@ -131,3 +131,28 @@ def test_only_who_coordinates_is_told_what_a_member_has() -> None:
     assert isinstance(told[0], Reoffered)
     assert [header.slot for header in told[0].headers] == [(1, 1)]
     assert told[0].plan == world.participant("B").plan
+
+
+def test_a_plan_of_a_later_round_that_nobody_signed_stops_nothing() -> None:
+    """It waits for its records unchecked; found wrong then, it is let go."""
+    world = holding("B train", options="A B C members D rounds=4")
+    plan = Plan(1, 2, 0, bytes(32), (Assignment(0, D, ((0, 1),)),), 10**9, D, b"junk")
+    world.inject("D", "A", PlanMessage(plan, 0))
+    world.execute("release B")
+    world.execute("run 30s")
+    assert world.participant("A").version == 4
+
+
+def test_what_an_attempt_does_not_list_is_offered_again() -> None:
+    """Also after a first attempt: what somebody took over then may be lost on its way."""
+    world = holding("A fetch", "B fetch", options="A B C barrier=300s")
+    training = world.participant("B").training
+    assert not training._owes_offers()
+    entry = training.book.current
+    assert entry is not None
+    entry.attempt = msgspec.structs.replace(entry.attempt, entries=entry.attempt.entries[:1])
+    assert training._owes_offers()
+    training._offer_at = 0
+    world.sent.clear()
+    world.execute("run 1s")
+    assert len(world.messages(Offering, "B", "A")) == 1
