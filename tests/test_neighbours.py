@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from p2pcoord.effects import Dial, Done, Effect, Emit, Failed, Reach, Send
+from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.membership import PeerState
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.links import FULL_MESH
@@ -18,7 +19,7 @@ from p2pcoord.messages import (
     ReachRequest,
     decode_message,
 )
-from p2pcoord.neighbours import MAX_LEAF_LINKS, Neighbours
+from p2pcoord.neighbours import MAX_LEAF_LINKS, MAX_REACHING, Neighbours
 from p2pcoord.outbox import Outbox
 from p2pcoord.peer import Peer
 from p2pcoord.peer_settings import PeerSettings, Restored
@@ -237,6 +238,18 @@ def test_who_is_asked_dials_back_and_says_what_came_of_it(outcome: Done | Failed
     (send,) = around.take(Send)
     assert isinstance(send, Send)
     assert (send.to, decode_message(send.data)) == (B, ReachReply(said))
+
+
+def test_nobody_makes_this_peer_dial_without_end() -> None:
+    around = Around()
+    around.connect("B")
+    around.outbox.take()
+    for number in range(100):
+        around.neighbours.receive(B, ReachRequest((f"/b{number}",)), 0)
+        around.neighbours.receive(f"stranger{number}", ReachRequest(("/s",)), 0)
+    assert len(around.take(Reach)) == MAX_REACHING
+    with pytest.raises(RemoteError, match="17 addresses"):
+        around.neighbours.receive(B, ReachRequest(("/b",) * 17), 0)
 
 
 # Links that matter

@@ -335,3 +335,17 @@ def test_only_a_member_can_be_excluded() -> None:
 def test_a_voter_passes_evidence_on_to_the_coordinator() -> None:
     world = world_of()
     assert answers(world, "D", "B", EvidenceMessage(votes("C"))) == [("A", EvidenceMessage(votes("C")))]
+
+
+def test_joiners_without_number_and_an_exclusion_make_a_record_that_every_voter_accepts() -> None:
+    world = world_of()
+    asked = admissions(world)
+    for number in range(MAX_ADMISSIONS):
+        peer = f"12D3KooWJoiner{number:04}"
+        asked._joiners[peer] = admission(peer)
+    asked.exclude(Exclusion(D, "late", 2))
+    pending = asked.pending()
+    assert pending is not None
+    assert [exclusion.peer for exclusion in pending.excluded] == [D]
+    assert len(pending.admitted) == MAX_ADMISSIONS - 1
+    assert world.peer("B").roster.check(pending) == ""

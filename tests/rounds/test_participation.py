@@ -1,6 +1,7 @@
 import hashlib
 import hmac
 
+import msgspec
 import pytest
 
 from p2pcoord.consensus.record import (
@@ -198,3 +199,15 @@ def test_without_evidence_nobody_is_excluded_for_good_or_for_long() -> None:
 def test_only_members_are_excluded() -> None:
     assert "no member" in roster().check(Members(excluded=(Exclusion(B, "late", 3),)))
     assert roster().check(Members(excluded=(Exclusion(A, "late", 3),))) == ""
+
+
+def test_a_run_has_no_more_members_than_gossip_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcoord.rounds.participation.MAX_RUN_MEMBERS", 2)
+    assert roster().check(Members(admitted=(admission(peer_id("B")),))) == ""
+    both = Members(admitted=(admission(peer_id("B")), admission(peer_id("C"))))
+    assert "at most 2 members" in roster().check(both)
+
+
+def test_addresses_are_few_as_well_as_short() -> None:
+    many = msgspec.structs.replace(admission(peer_id("B")), addresses=("",) * 70_000)
+    assert "addresses" in roster().check(Members(admitted=(many,)))
