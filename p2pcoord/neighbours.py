@@ -118,7 +118,7 @@ class Neighbours:
         for change in changes:
             if change.after is PeerState.DEAD:
                 self._outbox.emit("failed", peer=change.peer, was=change.before.value)
-            elif change.before in (PeerState.DEAD, PeerState.SUSPECT, PeerState.UNKNOWN):
+            elif change.after is PeerState.ALIVE:
                 self._outbox.emit("alive", peer=change.peer, was=change.before.value, now=change.after.value)
         self._changed()
 
@@ -225,7 +225,9 @@ class Neighbours:
         if agreement.is_coordinator:  # heartbeats are expected of the coordinator, and by it of the voters
             watched: Sequence[str] = agreement.committee.everyone
         else:
-            watched = [agreement.voter.coordinator] if agreement.voter.coordinator else []
+            # A coordinator's heartbeats go to voters: from whoever is none (any more) they are not expected.
+            coordinator = agreement.voter.coordinator
+            watched = [coordinator] if coordinator and agreement.voter.is_voter() else []
         self.gossip.watch_only(watched, now)
         self.gossip.tick(now)
         self.links.tick(now)

@@ -92,7 +92,8 @@ def simulate(
         raise UserError(f"faults are one of {', '.join(FAMILIES)}, not {faults!r}", exit_code=2)
     counts = range(peers, peers + 1) if isinstance(peers, int) else peers
     if not (counts and 1 <= counts[0] <= counts[-1] <= MAX_PEERS):
-        raise UserError(f"a simulation has 1 to {MAX_PEERS} peers, not {peers}", exit_code=2)
+        told = peers if isinstance(peers, int) else f"{peers.start}..{peers.stop - 1}"
+        raise UserError(f"a simulation has 1 to {MAX_PEERS} peers, not {told}", exit_code=2)
     if scenario:
         load_scenario(Path(scenario))
         run: Callable[[int], Report] = partial(run_file, path=scenario)

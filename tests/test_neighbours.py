@@ -255,9 +255,9 @@ def test_nobody_makes_this_peer_dial_without_end() -> None:
 # Links that matter
 
 
-def gossiping(letter: str) -> Peer:
+def gossiping(letter: str, voters: str = "ABC") -> Peer:
     """A peer of a run of A, B, C in term 1 of A, connected to the others."""
-    genesis, records, certificates = history("ABC", "ABC", SECRET)
+    genesis, records, certificates = history(voters, "ABC", SECRET)
     settings = PeerSettings(letter.lower(), SECRET, 5, 10, gossip=True, addresses=(f"/{letter}",))
     peer = Peer(authority_of(letter), genesis, settings)
     peer.work = ScriptedWork()
@@ -281,6 +281,15 @@ def test_heartbeats_are_expected_of_the_coordinator_and_of_nobody_else() -> None
     peer.receive(C, heartbeat(peer), 11)  # it orders nothing in this term, but is watched until the next tick
     peer.tick(12)
     assert peer.gossip.membership.watched() == [A]
+
+
+def test_who_has_no_vote_expects_no_heartbeats_as_none_are_sent_to_it() -> None:
+    """Not even after it lost its vote or was a learner, and was sent some."""
+    peer = gossiping("B", voters="A")
+    assert peer.gossip is not None
+    peer.receive(A, heartbeat(peer), 10)
+    peer.tick(12)
+    assert peer.gossip.membership.watched() == []
 
 
 def test_a_coordinator_that_falls_silent_is_suspected_and_one_that_is_no_longer_watched_is_not() -> None:
