@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
-from p2pcoord.aggregation.rules import FederatedAverage, Rule, made, require, require_f, too_few
+from p2pcoord.aggregation.rules import FederatedAverage, Rule, require_f, too_few
 from p2pcoord.errors import UserError
+from p2pcoord.kinds import made, require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,8 @@ MAX_PRE_AGGREGATIONS: Final = 4
 
 def pre_aggregation(kind: str, **options: Any) -> PreAggregation:
     """The pre-aggregation of this kind; options and errors as of `rule`."""
-    return made("pre-aggregation", PRE_AGGREGATIONS, kind, options)
+    choices = ", ".join(sorted(PRE_AGGREGATIONS))
+    return made("pre-aggregation", PRE_AGGREGATIONS, kind, options, choices=choices)
 
 
 def needs_gram(chosen: Rule, before: Sequence[PreAggregation] = ()) -> bool:

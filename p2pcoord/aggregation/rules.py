@@ -23,16 +23,16 @@ This module knows no numpy.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import msgspec
 
 from p2pcoord.aggregation.mean import Mean
-from p2pcoord.errors import UserError
 from p2pcoord.float32 import MAX_FLOAT32
+from p2pcoord.kinds import made, require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 Shape = Literal["sum", "coordinate_wise", "vector_wise"]
 
@@ -265,25 +265,7 @@ def rule(kind: str, **options: Any) -> Rule:
 
     Raises UserError for an unknown kind, an option that is missing or that the kind does not have, and values out of range.
     """
-    return made("aggregation rule", RULES, kind, options)
-
-
-Made = TypeVar("Made", bound=msgspec.Struct)
-
-
-def made(what: str, known: Mapping[str, type[Made]], kind: str, options: dict[str, Any]) -> Made:
-    """One of the known kinds, from its options. Errors as of `rule`, in which `what` says what it is."""
-    if kind not in known:
-        raise UserError(f"there is no {what} {kind!r}: use {', '.join(sorted(known))}")
-    chosen = known[kind]
-    unknown = sorted(options.keys() - set(chosen.__struct_fields__))
-    if unknown:
-        has = ", ".join(chosen.__struct_fields__) or "no options"
-        raise UserError(f"the {what} {kind!r} has no {unknown[0]!r}: it has {has}")
-    try:
-        return msgspec.convert(options, chosen)
-    except msgspec.ValidationError as error:
-        raise UserError(f"the {what} {kind!r}: {error}") from None
+    return made("aggregation rule", RULES, kind, options, choices=", ".join(sorted(RULES)))
 
 
 def too_few(kind: str, f: int, n: int, per_byzantine: int, besides: int) -> str:
@@ -294,12 +276,6 @@ def too_few(kind: str, f: int, n: int, per_byzantine: int, besides: int) -> str:
     most = (n - besides) // per_byzantine
     allowed = f"with {n}, f may be at most {most}" if most >= 0 else f"even f = 0 needs {besides}"
     return f"{kind} with f = {f} needs at least {needed} vectors ({per_byzantine}f + {besides}), there are {n}: {allowed}"
-
-
-def require(condition: bool, otherwise: str) -> None:
-    """Raises UserError unless the condition holds."""
-    if not condition:
-        raise UserError(otherwise)
 
 
 def require_f(kind: str, f: int) -> None:

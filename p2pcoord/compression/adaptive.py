@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import numpy as np
 
-from p2pcoord.compression.forms import TILE, DenseCompressor, add_residual, check_input, refuse, require
+from p2pcoord.compression.forms import TILE, DenseCompressor, add_residual, check_input, refuse
 from p2pcoord.compression.packing import GROUP, pack, packed_bytes, unpack
 from p2pcoord.compression.quantization import (
     MAX_BITS,
@@ -47,6 +47,7 @@ from p2pcoord.compression.quantization import (
     read_steps,
 )
 from p2pcoord.compression.wire_format import HEADER, Reader, bad, little_endian, require_equal
+from p2pcoord.kinds import require
 from p2pcoord.layout import FLOAT_BYTES
 
 if TYPE_CHECKING:

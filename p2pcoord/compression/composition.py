@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
-from p2pcoord.compression.forms import Compressor, SparseCompressor, check_accumulator, make, scatter_add
+from p2pcoord.compression.forms import Compressor, SparseCompressor, check_accumulator, scatter_add
 from p2pcoord.compression.quantization import Quantization
 from p2pcoord.compression.sparsification import RandomK, TopK
 from p2pcoord.compression.wire_format import HEADER
+from p2pcoord.kinds import made
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,13 +51,13 @@ class Composition(Compressor, frozen=True, kw_only=True, dict=True):
     def first(self) -> SparseCompressor:
         """What chooses the elements."""
         kind, options = self.stages[0]
-        return make(SPARSE, kind, options, "compressor to begin with")
+        return made("compressor to begin with", SPARSE, kind, options, choices=" or ".join(sorted(SPARSE)))
 
     @cached_property
     def second(self) -> Quantization:
         """What the values go through."""
         kind, options = self.stages[1]
-        return make(DENSE, kind, options, "compressor to go on with")
+        return made("compressor to go on with", DENSE, kind, options, choices=" or ".join(sorted(DENSE)))
 
     @property
     def exact(self) -> bool:

@@ -29,7 +29,7 @@ Theory of operation
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 import numpy as np
@@ -43,11 +43,11 @@ from p2pcoord.compression.wire_format import (
     little_endian,
     require_equal,
 )
-from p2pcoord.errors import LocalError, RemoteError, UserError
+from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.float32 import is_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -278,30 +278,3 @@ def refuse(vector: Float32s, residual: Float32s | None, limit: float = np.inf) -
                 return LocalError(f"{told}: magnitudes from {limit:g} on cannot be quantized")
             return LocalError(f"{told}: what is not finite cannot be compressed")
     return LocalError("an element that is not finite cannot be compressed")
-
-
-Made = TypeVar("Made", bound=Compressor)
-
-
-def make(kinds: Mapping[str, type[Made]], kind: str, options: Mapping[str, object], called: str) -> Made:
-    """The compressor of this kind out of `kinds`, which together are a `called`.
-
-    Raises UserError for an unknown kind, options that are missing or that the kind does not have, and values out of range.
-    """
-    if kind not in kinds:
-        raise UserError(f"there is no {called} {kind!r}: use {' or '.join(sorted(kinds))}")
-    chosen = kinds[kind]
-    unknown = sorted(options.keys() - set(chosen.__struct_fields__))
-    if unknown:
-        known = ", ".join(chosen.__struct_fields__) or "no options"
-        raise UserError(f"the {called} {kind!r} has no {unknown[0]!r}: it has {known}")
-    try:
-        return msgspec.convert(options, chosen)
-    except msgspec.ValidationError as error:
-        raise UserError(f"the {called} {kind!r}: {error}") from None
-
-
-def require(condition: bool, otherwise: str) -> None:
-    """Raise UserError unless an option is in range."""
-    if not condition:
-        raise UserError(otherwise)

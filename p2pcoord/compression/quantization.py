@@ -39,11 +39,11 @@ from p2pcoord.compression.forms import (
     add_residual,
     check_input,
     refuse,
-    require,
 )
 from p2pcoord.compression.packing import pack, packed_bytes, unpack
 from p2pcoord.compression.randomness import ROUNDING, Stream
 from p2pcoord.compression.wire_format import HEADER, Reader, bad, little_endian, require_equal
+from p2pcoord.kinds import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,12 +14,12 @@ from p2pcoord.compression.forms import (
     DenseCompressor,
     add_residual,
     check_input,
-    make,
     refuse,
 )
 from p2pcoord.compression.quantization import Quantization
 from p2pcoord.compression.sparsification import RandomK, TopK
 from p2pcoord.compression.wire_format import HEADER, Reader, bad, little_endian
+from p2pcoord.kinds import made
 from p2pcoord.layout import FLOAT_BYTES
 
 if TYPE_CHECKING:
@@ -83,5 +83,5 @@ def compressor(kind: str, *, enabled: bool = True, **options: object) -> Compres
     Raises UserError for an unknown kind, options that are missing or that the kind does not have, and values out of
     range, whether it is enabled or not.
     """
-    made = make(COMPRESSORS, kind, options, "compressor")
-    return made if enabled else Identity()
+    chosen = made("compressor", COMPRESSORS, kind, options, choices=" or ".join(sorted(COMPRESSORS)))
+    return chosen if enabled else Identity()

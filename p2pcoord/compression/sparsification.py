@@ -35,13 +35,13 @@ from p2pcoord.compression.forms import (
     add_residual,
     check_input,
     refuse,
-    require,
 )
 from p2pcoord.compression.packing import packed_bytes
 from p2pcoord.compression.positions import decode_positions, encode_positions
 from p2pcoord.compression.randomness import POSITIONS, Stream, seed_of
 from p2pcoord.compression.wire_format import MAX_LENGTH, Reader, require_equal
 from p2pcoord.errors import LocalError
+from p2pcoord.kinds import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,6 +27,7 @@ import msgspec
 
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.float32 import float32
+from p2pcoord.kinds import made
 
 Losses: TypeAlias = Sequence[float | None]
 """By number of the step; None where a state was not validated."""
@@ -289,19 +290,8 @@ def schedule(kind: str = "constant", **options: float | str | Sequence[int]) -> 
 
     Raises UserError for an unknown kind, unknown or missing options and values out of range.
     """
-    name = SHORT_NAMES.get(kind, kind)
-    if name not in SCHEDULES:
-        known = ", ".join((*SCHEDULES, *SHORT_NAMES))
-        raise UserError(f"there is no learning-rate schedule {kind!r}: use one of {known}")
-    chosen = SCHEDULES[name]
-    unknown = sorted(options.keys() - set(chosen.__struct_fields__))
-    if unknown:
-        known = ", ".join(chosen.__struct_fields__) or "no options"
-        raise UserError(f"the learning-rate schedule {kind!r} has no {unknown[0]!r}: it has {known}")
-    try:
-        return msgspec.convert(options, chosen)
-    except msgspec.ValidationError as error:
-        raise UserError(f"the learning-rate schedule {kind!r}: {error}") from None
+    known = SCHEDULES | {short: SCHEDULES[name] for short, name in SHORT_NAMES.items()}
+    return made("learning-rate schedule", known, kind, options, choices=f"one of {', '.join(known)}")
 
 
 def learning_rate(

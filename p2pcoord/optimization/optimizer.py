@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import msgspec
 
-from p2pcoord.errors import LocalError, UserError
+from p2pcoord.errors import LocalError
 from p2pcoord.float32 import MAX_FLOAT32, float32
+from p2pcoord.kinds import made, require
 from p2pcoord.optimization.blocks import blocks
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.weight_decay <= MAX_FLOAT32,
             f"weight_decay must be a finite number of at least 0, it is {self.weight_decay}",
         )
@@ -136,8 +137,8 @@ class Adam(Optimizer, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.beta1 < 1, f"beta1 must be at least 0 and below 1, it is {self.beta1}")
-        _require(0 <= self.beta2 < 1, f"beta2 must be at least 0 and below 1, it is {self.beta2}")
+        require(0 <= self.beta1 < 1, f"beta1 must be at least 0 and below 1, it is {self.beta1}")
+        require(0 <= self.beta2 < 1, f"beta2 must be at least 0 and below 1, it is {self.beta2}")
         _require_positive("epsilon", self.epsilon)
 
     def parameters(self, step: int, learning_rate: float) -> StepParameters:
@@ -227,9 +228,9 @@ class DistributedShampoo(Optimizer, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_momentum(self.momentum, self.nesterov)
-        _require(0 <= self.beta1 < 1, f"beta1 must be at least 0 and below 1, it is {self.beta1}")
-        _require(0 < self.beta2 <= 1, f"beta2 must be above 0 and at most 1, it is {self.beta2}")
-        _require(
+        require(0 <= self.beta1 < 1, f"beta1 must be at least 0 and below 1, it is {self.beta1}")
+        require(0 < self.beta2 <= 1, f"beta2 must be above 0 and at most 1, it is {self.beta2}")
+        require(
             self.beta2 < 1 or self.grafting != "adam",
             'grafting = "adam" needs a beta2 below 1: with sums it is "adagrad"',
         )
@@ -237,7 +238,7 @@ class DistributedShampoo(Optimizer, frozen=True, kw_only=True):
         _require_positive("grafting_epsilon", self.grafting_epsilon)
         for name in ("block_size", "preconditioning_interval"):
             value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, it is {value}")
+            require(value >= 1, f"{name} must be at least 1, it is {value}")
 
     def parameters(self, step: int, learning_rate: float) -> StepParameters:
         _check_step(step)
@@ -294,17 +295,8 @@ def optimizer(kind: str, **options: float | str) -> Optimizer:
 
     Raises UserError for an unknown kind, options that the kind does not have, and values out of range.
     """
-    if kind not in OPTIMIZERS:
-        raise UserError(f"there is no outer optimizer {kind!r}: use one of {', '.join(OPTIMIZERS)}")
-    chosen = OPTIMIZERS[kind]
-    unknown = sorted(options.keys() - set(chosen.__struct_fields__))
-    if unknown:
-        known = ", ".join(chosen.__struct_fields__)
-        raise UserError(f"the outer optimizer {kind!r} has no {unknown[0]!r}: it has {known}")
-    try:
-        return msgspec.convert(options, chosen)
-    except msgspec.ValidationError as error:
-        raise UserError(f"the outer optimizer {kind!r}: {error}") from None
+    choices = f"one of {', '.join(OPTIMIZERS)}"
+    return made("outer optimizer", OPTIMIZERS, kind, options, choices=choices)
 
 
 def configured(optimization: Optimization) -> Optimizer:
@@ -334,21 +326,16 @@ def agrees(ours: StepParameters, theirs: StepParameters) -> bool:
     )
 
 
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise UserError(otherwise)
-
-
 def _require_momentum(momentum: float, nesterov: bool) -> None:
-    _require(0 <= momentum < 1, f"momentum must be at least 0 and below 1, it is {momentum}")
-    _require(
+    require(0 <= momentum < 1, f"momentum must be at least 0 and below 1, it is {momentum}")
+    require(
         float32(momentum) > 0 or not nesterov,
         "nesterov needs a momentum above 0: set one, or nesterov = false",
     )
 
 
 def _require_positive(name: str, value: float) -> None:
-    _require(
+    require(
         value <= MAX_FLOAT32 and float32(value) > 0,
         f"{name} must be a positive float32 number, it is {value}: without it a parameter that never had a "
         "gradient is divided 0 by 0",

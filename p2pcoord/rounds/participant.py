@@ -212,13 +212,10 @@ class Participant:
         """Version `body.version` is certified: what was made on the way there goes, its state is adopted."""
         entry, before = self.book.get(body.attempt), self.state
         self.holdings.follow(body)
-        same_result = (
-            entry is not None and entry.result is not None and entry.result.content.root == body.result
-        )
-        if entry is not None and entry.state is not None and same_result:
-            self.judge.compare(
-                entry.state
-            )  # a root that signs two results must not make honest voters doubt themselves
+        if entry is not None and entry.result is not None and entry.state is not None:
+            # A root that signs two results must not make honest voters doubt themselves.
+            if entry.result.content.root == body.result:
+                self.judge.compare(entry.state)
         self.training.certified()
         self.transfers.certified()
         self.book.clear()
