@@ -262,8 +262,7 @@ class Peer:
         self.admissions.tick(now)
         self._catch_up(now)
         self.duty.tick(self.work, now)
-        with self._edge():
-            self.work.tick(now)
+        self._work_due = True
         return self._finish(now)
 
     def connected(self, peer: str, now: int) -> list[Effect]:
@@ -283,8 +282,7 @@ class Peer:
         self._now = now
         self.neighbours.on_disconnected(peer, now)
         self.admissions.disconnected(peer)
-        with self._edge():
-            self.work.tick(now)
+        self._work_due = True
         return self._finish(now)
 
     def leave(self, now: int) -> list[Effect]:
