@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
-from p2pcoord.compression.forms import Compressor, SparseCompressor, check_accumulator, scatter_add
+from p2pcoord.compression.forms import EntriesCompressor, SparseCompressor
 from p2pcoord.compression.quantization import Quantization
 from p2pcoord.compression.sparsification import RandomK, TopK
 from p2pcoord.compression.wire_format import HEADER
@@ -36,7 +36,7 @@ Stage = tuple[str, dict[str, Option]]
 """A kind and its options, as `compressor` takes them."""
 
 
-class Composition(Compressor, frozen=True, kw_only=True, dict=True):
+class Composition(EntriesCompressor, frozen=True, kw_only=True, dict=True):
     """Two `stages`: top_k or random_k, then quantization."""
 
     kind: ClassVar[str] = "composition"
@@ -83,17 +83,6 @@ class Composition(Compressor, frozen=True, kw_only=True, dict=True):
         if self.first.accumulates:
             chosen.kept[chosen.positions] = unsent
         return b"".join((self._header(vector.size), chosen.header, data)), chosen.kept
-
-    def decompress(self, data: Data, length: int | None = None) -> Float32s:
-        length, positions, values = self._entries(data, length)
-        vector = np.zeros(length, np.float32)
-        vector[positions] = values
-        return vector
-
-    def add(self, data: Data, accumulator: Float32s, factor: float = 1.0) -> None:
-        check_accumulator(accumulator, factor)
-        _, positions, values = self._entries(data, accumulator.size)
-        scatter_add(accumulator, positions, values, factor)
 
     def _entries(self, data: Data, length: int | None) -> tuple[int, NDArray[np.int64], Float32s]:
         length, reader = self._open(data, length)

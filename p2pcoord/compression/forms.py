@@ -170,8 +170,28 @@ class Chosen(msgspec.Struct, frozen=True):
     kept: Float32s
 
 
-class SparseCompressor(Compressor, frozen=True, kw_only=True):
+class EntriesCompressor(Compressor, frozen=True, kw_only=True):
     """A compressor that sends some elements; the others are zero at the receiver."""
+
+    @abstractmethod
+    def _entries(self, data: Data, length: int | None) -> tuple[int, NDArray[np.int64], Float32s]:
+        """Length of the vector, ascending positions without repetition, and their values. Raises as `decompress` does."""
+
+    def decompress(self, data: Data, length: int | None = None) -> Float32s:
+        length, positions, values = self._entries(data, length)
+        vector = np.zeros(length, np.float32)
+        vector[positions] = values
+        return vector
+
+    def add(self, data: Data, accumulator: Float32s, factor: float = 1.0) -> None:
+        check_accumulator(accumulator, factor)
+        _, positions, values = self._entries(data, accumulator.size)
+        with np.errstate(all="ignore"):
+            accumulator[positions] += values * np.float32(factor)
+
+
+class SparseCompressor(EntriesCompressor, frozen=True, kw_only=True):
+    """One that sends them as float32 numbers."""
 
     @abstractmethod
     def choose(
@@ -198,17 +218,6 @@ class SparseCompressor(Compressor, frozen=True, kw_only=True):
         data = b"".join((self._header(vector.size), chosen.header, little_endian(chosen.values)))
         return data, chosen.kept
 
-    def decompress(self, data: Data, length: int | None = None) -> Float32s:
-        length, positions, values = self._entries(data, length)
-        vector = np.zeros(length, np.float32)
-        vector[positions] = values
-        return vector
-
-    def add(self, data: Data, accumulator: Float32s, factor: float = 1.0) -> None:
-        check_accumulator(accumulator, factor)
-        _, positions, values = self._entries(data, accumulator.size)
-        scatter_add(accumulator, positions, values, factor)
-
     def max_bytes(self, length: int) -> int:
         return HEADER.size + self.max_position_bytes(length) + 4 * self.count(length)
 
@@ -220,12 +229,6 @@ class SparseCompressor(Compressor, frozen=True, kw_only=True):
         if not np.isfinite(values).all():
             raise bad("a value is not finite")
         return length, positions, values
-
-
-def scatter_add(accumulator: Float32s, positions: NDArray[np.int64], values: Float32s, factor: float) -> None:
-    """accumulator[positions] += values * factor; no position comes twice."""
-    with np.errstate(all="ignore"):
-        accumulator[positions] += values * np.float32(factor)
 
 
 def check_accumulator(accumulator: Float32s, factor: float) -> None:

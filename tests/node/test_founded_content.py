@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +11,17 @@ import trio
 
 from node.bulk import serve
 from node.founded_content import ContentMissing, fetch_founded, find_more
-from node.identity_key import IdentityKey
-from node.libp2p_transport import Libp2pTransport, open_transport
+from node.libp2p_transport import Libp2pTransport
 from node.store import Store
 from node.transport_events import Received
 from p2pcoord.consensus.record import Admission, Genesis
 from p2pcoord.messages import GenesisReply, GenesisRequest, StatusReply, StatusRequest, decode_message
 from p2pcoord.wire import encode
 from tests.node.bulk_sources import CONTENT, REF, Held
+from tests.node.open_transports import opened
 from tests.node.signed_run import SignedRun
 
 GENESIS = SignedRun().ledger.records[0]
-
-
-@asynccontextmanager
-async def opened() -> AsyncIterator[Libp2pTransport]:
-    async with open_transport(
-        IdentityKey.generate(),
-        ["/ip4/127.0.0.1/tcp/0"],
-        hello=b"",
-        check_hello=lambda peer, hello: None,
-        session=os.urandom(8),
-    ) as transport:
-        yield transport
 
 
 async def answer(transport: Libp2pTransport, document: bytes) -> None:

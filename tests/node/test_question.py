@@ -1,35 +1,19 @@
 """Asking a peer before there is a run: its answer is found among whatever else it sends, or what it did instead is told."""
 
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 
 from node import question, remote_status
-from node.identity_key import IdentityKey
-from node.libp2p_transport import Libp2pTransport, open_transport
+from node.libp2p_transport import Libp2pTransport
 from node.question import NoAnswer, ask
 from node.transport_events import Received
 from p2pcoord.consensus.record import Admission
 from p2pcoord.errors import UserError
 from p2pcoord.messages import RecordsRequest, StatusReply, StatusRequest, decode_message
 from p2pcoord.wire import encode
+from tests.node.open_transports import opened
 
 QUESTION = StatusRequest(Admission("somebody", "", b""))
-
-
-@asynccontextmanager
-async def opened() -> AsyncIterator[Libp2pTransport]:
-    async with open_transport(
-        IdentityKey.generate(),
-        ["/ip4/127.0.0.1/tcp/0"],
-        hello=b"",
-        check_hello=lambda peer, hello: None,
-        session=os.urandom(8),
-    ) as transport:
-        yield transport
 
 
 async def answer(transport: Libp2pTransport, *answers: bytes) -> None:
