@@ -23,8 +23,9 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
+from p2pcoord.consensus.messages import Records
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Records, decode_message
+from p2pcoord.messages import decode_message
 
 # Gossipsub's own mesh degrees (libp2p specification, gossipsub v1.0, "Parameters").
 DEGREE, DEGREE_LOW, DEGREE_HIGH = 6, 4, 12

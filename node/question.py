@@ -13,8 +13,8 @@ import trio
 from node.libp2p_transport import Libp2pTransport
 from node.transport_events import Disconnected, Received
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Message, decode_message
-from p2pcoord.wire import encode
+from p2pcoord.messages import decode_message
+from p2pcoord.wire import Message, encode
 
 # One round trip, on a link that was made a moment ago.
 ANSWER_TIMEOUT_S = 10.0

@@ -7,7 +7,7 @@ between any two rounds.
 from __future__ import annotations
 
 from p2pcoord.consensus.agreement import Agreement
-from p2pcoord.consensus.election import NEVER
+from p2pcoord.effects import NEVER
 from p2pcoord.neighbours import Neighbours
 from p2pcoord.rounds.admissions import Admissions
 from p2pcoord.rounds.setting import Interruptible

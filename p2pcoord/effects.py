@@ -22,6 +22,9 @@ from p2pcoord.aggregation.mean import Factors
 from p2pcoord.content import ContentRef
 from p2pcoord.optimization.optimizer import StepParameters
 
+NEVER = 1 << 62
+"""What `next_deadline` says when nothing waits for the clock."""
+
 
 class Effect(msgspec.Struct, frozen=True):
     """Base of all effects."""

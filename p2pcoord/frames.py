@@ -1,14 +1,13 @@
-"""Everything a peer writes to its log: the frames of consensus, and three of its own."""
+"""Everything a peer writes to its log: the frames of consensus, those of rounds, and one of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.log import MAX_PAYLOAD_BYTES
 from p2pcoord.consensus.voter import AnyFrame, Frame
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.rounds.attempt import Attempt, Result
+from p2pcoord.rounds.frames import Checked, Slot
 from p2pcoord.wire import decode
 
 
@@ -16,21 +15,6 @@ class Life(Frame, frozen=True, tag="life"):
     """A life begins. A restart begins a higher incarnation, so nobody takes it for the one that died."""
 
     incarnation: int
-
-
-class Slot(Frame, frozen=True, tag="slot"):
-    """The one header this peer signed in its slot; written before the header is sent."""
-
-    header: ContributionHeader
-
-
-class Checked(Frame, frozen=True, tag="checked"):
-    """An attempt whose round this log is about to hold, with its result: what any other voter needs in order to check the
-    round too, even if all who made it die in one moment."""
-
-    attempt: Attempt
-    headers: tuple[ContributionHeader, ...]
-    result: Result
 
 
 PeerFrame = AnyFrame | Life | Slot | Checked

@@ -12,17 +12,18 @@ from random import Random
 import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
-from p2pcoord.consensus.election import NEVER
-from p2pcoord.effects import Done, Outcome, Reach
+from p2pcoord.consensus.messages import Append, AppendReply
+from p2pcoord.effects import NEVER, Done, Outcome, Reach
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.gossip import Gossip
 from p2pcoord.gossip.membership import Changed, PeerState
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.identity import Authority
 from p2pcoord.links import FULL_MESH, Links
-from p2pcoord.messages import AnyMessage, Append, AppendReply, ReachReply, ReachRequest
+from p2pcoord.messages import ReachReply, ReachRequest
 from p2pcoord.outbox import Outbox
 from p2pcoord.rounds.participation import MAX_ADDRESSES, Roster
+from p2pcoord.wire import Message
 from p2pcoord.work import LocalProgress
 
 # Members that an unreachable leaf names as those it can be probed through.
@@ -152,7 +153,7 @@ class Neighbours:
             self.links.dial(peer, now)
         return False
 
-    def heard(self, sender: str, message: AnyMessage, agreement: Agreement, now: int) -> None:
+    def heard(self, sender: str, message: Message, agreement: Agreement, now: int) -> None:
         """Every message is a sign of life; a heartbeat, and its answer, also promise the next one."""
         if self.gossip is None or sender == self._me:
             return
@@ -162,7 +163,7 @@ class Neighbours:
         elif isinstance(message, AppendReply) and agreement.is_coordinator:
             self.gossip.heartbeat(sender, agreement.replication.interval_ns, now)
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """Handles a message of gossip, or about reaching each other; False when it is none."""
         if self.gossip is None:
             return False

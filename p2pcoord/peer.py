@@ -20,29 +20,23 @@ from random import Random
 from p2pcoord.compaction import Compaction
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.batches import certified_from
-from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.ledger import Fork
+from p2pcoord.consensus.messages import RecordsRequest
 from p2pcoord.consensus.record import CommitteeChange, Members, Record, Round
 from p2pcoord.duty import Duty
-from p2pcoord.effects import AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
+from p2pcoord.effects import NEVER, AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Checked, Life, PeerFrame, Slot, decode_frames
+from p2pcoord.frames import Life, PeerFrame, decode_frames
 from p2pcoord.gossip.gossip import Gossip
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.identity import Authority
-from p2pcoord.messages import (
-    AnyMessage,
-    GenesisReply,
-    GenesisRequest,
-    RecordsRequest,
-    StatusRequest,
-    decode_message,
-)
+from p2pcoord.messages import AnyMessage, GenesisReply, GenesisRequest, StatusRequest, decode_message
 from p2pcoord.neighbours import Neighbours
 from p2pcoord.outbox import Outbox
 from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.admissions import Admissions, JoinSettings
+from p2pcoord.rounds.frames import Checked, Slot
 from p2pcoord.rounds.participation import MAX_NAME_LENGTH, Roster
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import Rules, Setting

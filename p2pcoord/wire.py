@@ -24,6 +24,10 @@ MAX_NESTING = 24
 T = TypeVar("T")
 
 
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages."""
+
+
 def _refuse_big_integer(*_: object) -> None:
     """CBOR's tags 2 and 3 carry integers of any size; none of ours needs more than 64 bits, and no float holds them."""
     raise ValueError("an integer beyond 64 bits")

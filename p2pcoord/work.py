@@ -12,7 +12,7 @@ import msgspec
 
 from p2pcoord.consensus.record import Record, Round
 from p2pcoord.effects import Outcome
-from p2pcoord.messages import AnyMessage
+from p2pcoord.wire import Message
 
 
 class LocalProgress(msgspec.Struct, frozen=True):
@@ -35,7 +35,7 @@ class Work(Protocol):
 
     # Inputs
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """Handles a message of the work; False when it is none. Raises RemoteError."""
         ...
 

@@ -18,6 +18,20 @@ from typing import TypeVar
 
 import msgspec
 
+from p2pcoord.consensus.messages import (
+    Append,
+    AppendReply,
+    Grants,
+    PreVoteReply,
+    PreVoteRequest,
+    Records,
+    RecordsRequest,
+    TermNotice,
+    TransferRequest,
+    VoteReply,
+    VoteRequest,
+    Votes,
+)
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
     Admission,
@@ -39,25 +53,9 @@ from p2pcoord.consensus.statements import (
     Vote,
 )
 from p2pcoord.identity import Authority, Statement
-from p2pcoord.messages import (
-    Append,
-    AppendReply,
-    Grants,
-    JoinRequest,
-    LeaveRequest,
-    Message,
-    PreVoteReply,
-    PreVoteRequest,
-    Records,
-    RecordsRequest,
-    TermNotice,
-    TransferRequest,
-    VoteReply,
-    VoteRequest,
-    Votes,
-)
 from p2pcoord.peer import Peer
-from p2pcoord.wire import MAX_MESSAGE_BYTES, encode
+from p2pcoord.rounds.messages import JoinRequest, LeaveRequest
+from p2pcoord.wire import MAX_MESSAGE_BYTES, Message, encode
 
 S = TypeVar("S", bound=Statement)
 

@@ -29,15 +29,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from p2pcoord.consensus.messages import AppendReply, VoteReply, VoteRequest
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import CommitteeChange, Members, Opening, Record, Round
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Appended, Certified, Role, Standing, Truncated
-from p2pcoord.frames import PeerFrame, Slot
+from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import signed_bytes, statement_hash
-from p2pcoord.messages import AppendReply, VoteReply, VoteRequest, decode_message
+from p2pcoord.messages import decode_message
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.attempt import Attempt
+from p2pcoord.rounds.frames import Slot
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import decode
 from simulations.signatures import Keyring

@@ -15,13 +15,13 @@ from typing import Any
 from p2pcoord.consensus import batches
 from p2pcoord.consensus.following import Following
 from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.messages import AppendReply, TermProof
 from p2pcoord.consensus.quorum import majority
 from p2pcoord.consensus.record import Record
 from p2pcoord.consensus.replication import Replication
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, certificate_of
 from p2pcoord.consensus.voter import AnyFrame, Certified, Standing, Voter, proof_term
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import AppendReply, TermProof
 from p2pcoord.rounds.summing import Summing
 from simulations.machine import Machine
 from simulations.world import World

@@ -16,11 +16,10 @@ from random import Random
 
 import msgspec
 
-from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.record import Counted, Record, Round
-from p2pcoord.effects import Outcome
-from p2pcoord.messages import AnyMessage
+from p2pcoord.effects import NEVER, Outcome
 from p2pcoord.peer import Peer
+from p2pcoord.wire import Message
 
 MILLISECOND = 1_000_000
 STATE_BYTES = 4096
@@ -93,7 +92,7 @@ class SteadyWork:
                 self._arrivals.pop(body.state, None)
                 self._propose_at = now + self._settings.interval_ns
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         return False
 
     def complete(self, effect_id: int, outcome: Outcome, now: int) -> None:

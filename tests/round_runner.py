@@ -53,10 +53,11 @@ from p2pcoord.effects import (
     Validate,
     Validated,
 )
-from p2pcoord.messages import AttemptMessage, PlanMessage, decode_message
+from p2pcoord.messages import decode_message
 from p2pcoord.peer import Peer
 from p2pcoord.peer_settings import Restored
 from p2pcoord.rounds.coordinator import RoundCoordinator
+from p2pcoord.rounds.messages import AttemptMessage, PlanMessage
 from p2pcoord.rounds.participant import Participant
 from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.rounds import Rounds

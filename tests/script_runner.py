@@ -59,6 +59,20 @@ import msgspec
 
 from p2pcoord.consensus.batches import certified_from
 from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.messages import (
+    Append,
+    AppendReply,
+    Grants,
+    PreVoteReply,
+    PreVoteRequest,
+    Records,
+    RecordsRequest,
+    TermNotice,
+    TransferRequest,
+    VoteReply,
+    VoteRequest,
+    Votes,
+)
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
     Admission,
@@ -83,27 +97,10 @@ from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Trunc
 from p2pcoord.effects import Announce, Done, Effect, Emit, Failed, Halt, Outcome, Persist, Send
 from p2pcoord.frames import Life, PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
-from p2pcoord.messages import (
-    AnyMessage,
-    Append,
-    AppendReply,
-    Grants,
-    JoinReply,
-    JoinRequest,
-    LeaveRequest,
-    PreVoteReply,
-    PreVoteRequest,
-    Records,
-    RecordsRequest,
-    TermNotice,
-    TransferRequest,
-    VoteReply,
-    VoteRequest,
-    Votes,
-    decode_message,
-)
+from p2pcoord.messages import AnyMessage, decode_message
 from p2pcoord.peer import LATE_TICK_NS, Peer
 from p2pcoord.peer_settings import PeerSettings, Restored
+from p2pcoord.rounds.messages import JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 

@@ -1,7 +1,7 @@
 """The coordinator's duty besides the rounds: when it looks, and in which order it orders."""
 
-from p2pcoord.consensus.election import NEVER
 from p2pcoord.duty import LEARNING_INTERVAL_NS, TEND_INTERVAL_NS, Duty
+from p2pcoord.effects import NEVER
 from tests.round_runner import collecting, started
 from tests.script_runner import peer_id
 

@@ -7,21 +7,12 @@ from typing import get_args
 import msgspec
 import pytest
 
-from p2pcoord.consensus.record import Admission, Members, make_genesis, make_record
-from p2pcoord.consensus.statements import Farewell, Grant, Transfer, Vote
-from p2pcoord.errors import RemoteError
-from p2pcoord.messages import (
-    MAX_INTEGER,
+from p2pcoord.consensus.messages import (
     MAX_INTERVAL_NS,
     MIN_INTERVAL_NS,
-    AnyMessage,
     Append,
     AppendReply,
     Grants,
-    JoinReply,
-    JoinRequest,
-    LeaveRequest,
-    Message,
     PreVoteReply,
     PreVoteRequest,
     Records,
@@ -31,9 +22,13 @@ from p2pcoord.messages import (
     VoteReply,
     VoteRequest,
     Votes,
-    decode_message,
 )
-from p2pcoord.wire import MAX_MESSAGE_BYTES, encode
+from p2pcoord.consensus.record import Admission, Members, make_genesis, make_record
+from p2pcoord.consensus.statements import Farewell, Grant, Transfer, Vote
+from p2pcoord.errors import RemoteError
+from p2pcoord.messages import MAX_INTEGER, AnyMessage, decode_message
+from p2pcoord.rounds.messages import JoinReply, JoinRequest, LeaveRequest
+from p2pcoord.wire import MAX_MESSAGE_BYTES, Message, encode
 from tests.script_runner import CONFIG, authority_of, certificate_by, peer_id
 
 A, B = peer_id("A"), peer_id("B")

@@ -5,24 +5,19 @@ from random import Random
 import msgspec
 import pytest
 
+from p2pcoord.consensus.messages import Append
 from p2pcoord.effects import Dial, Done, Effect, Emit, Failed, Reach, Send
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.membership import PeerState
+from p2pcoord.gossip.messages import ExchangeEnd, Ping
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.links import FULL_MESH
-from p2pcoord.messages import (
-    Append,
-    ExchangeEnd,
-    JoinReply,
-    Ping,
-    ReachReply,
-    ReachRequest,
-    decode_message,
-)
+from p2pcoord.messages import ReachReply, ReachRequest, decode_message
 from p2pcoord.neighbours import MAX_LEAF_LINKS, MAX_REACHING, Neighbours
 from p2pcoord.outbox import Outbox
 from p2pcoord.peer import Peer
 from p2pcoord.peer_settings import PeerSettings, Restored
+from p2pcoord.rounds.messages import JoinReply
 from p2pcoord.rounds.participation import Roster
 from p2pcoord.wire import encode
 from tests.script_runner import SECRET, ScriptedWork, authority_of, frames_of, history, peer_id

@@ -9,6 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pcoord.consensus.messages import (
+    Append,
+    AppendReply,
+    Grants,
+    PreVoteReply,
+    PreVoteRequest,
+    Records,
+    RecordsRequest,
+    TermNotice,
+    TransferRequest,
+    VoteReply,
+    VoteRequest,
+    Votes,
+)
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
 from p2pcoord.consensus.record import (
     Admission,
@@ -25,24 +39,10 @@ from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Trunc
 from p2pcoord.effects import Cancelled, Done, Effect, Emit, Failed, Halt, Persist, Send
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.frames import PeerFrame
-from p2pcoord.messages import (
-    Append,
-    AppendReply,
-    EvidenceMessage,
-    Grants,
-    PreVoteReply,
-    PreVoteRequest,
-    Records,
-    RecordsRequest,
-    TermNotice,
-    TransferRequest,
-    VoteReply,
-    VoteRequest,
-    Votes,
-    decode_message,
-)
+from p2pcoord.messages import decode_message
 from p2pcoord.peer import MAX_COUNTED_PEERS, OTHERS, Peer
 from p2pcoord.peer_settings import Restored
+from p2pcoord.rounds.messages import EvidenceMessage
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode
 from tests.script_runner import (

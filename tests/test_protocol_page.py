@@ -14,6 +14,7 @@ import pytest
 from node import bulk, hello, link
 from p2pcoord.aggregation.mean import Factors
 from p2pcoord.aggregation.tree import Tree
+from p2pcoord.consensus.messages import Grants, Votes
 from p2pcoord.consensus.record import AnyBody, Counted
 from p2pcoord.consensus.statements import Certificate
 from p2pcoord.frames import PeerFrame
@@ -21,7 +22,7 @@ from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.gossip.rumors import Rumor
 from p2pcoord.gossip.version_vector import OtherStamp, Stamp
 from p2pcoord.identity import Statement
-from p2pcoord.messages import AnyMessage, Grants, Votes
+from p2pcoord.messages import AnyMessage
 from p2pcoord.optimization.optimizer import StepParameters
 
 PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")

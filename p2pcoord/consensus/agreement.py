@@ -16,17 +16,10 @@ from random import Random
 
 from p2pcoord.consensus.catch_up import CatchUp
 from p2pcoord.consensus.committees import wanted_voters
-from p2pcoord.consensus.election import NEVER, Election
+from p2pcoord.consensus.election import Election
 from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.following import Check, Following
-from p2pcoord.consensus.quorum import Committee
-from p2pcoord.consensus.record import AnyBody, CommitteeChange, Record, Round
-from p2pcoord.consensus.replication import Replication
-from p2pcoord.consensus.statements import Vote
-from p2pcoord.consensus.voter import AnyFrame, Role, Timing, Voter
-from p2pcoord.identity import Authority
-from p2pcoord.messages import (
-    AnyMessage,
+from p2pcoord.consensus.messages import (
     Append,
     AppendReply,
     PreVoteReply,
@@ -38,7 +31,15 @@ from p2pcoord.messages import (
     VoteReply,
     VoteRequest,
 )
+from p2pcoord.consensus.quorum import Committee
+from p2pcoord.consensus.record import AnyBody, CommitteeChange, Record, Round
+from p2pcoord.consensus.replication import Replication
+from p2pcoord.consensus.statements import Vote
+from p2pcoord.consensus.voter import AnyFrame, Role, Timing, Voter
+from p2pcoord.effects import NEVER
+from p2pcoord.identity import Authority
 from p2pcoord.outbox import Outbox
+from p2pcoord.wire import Message
 
 # Learners that the coordinator feeds at a time; a committee changes by a few voters at once.
 MAX_LEARNERS = 8
@@ -92,7 +93,7 @@ class Agreement:
             self.voter.outbox.persist(first[len(frames) :])
         self.election.start(now)
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """Handles a message of consensus; False when it is none. Raises RemoteError, Fork."""
         match message:
             case Append():

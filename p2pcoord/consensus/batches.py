@@ -8,8 +8,8 @@ come to cover must fit one message. Two rules see to that: nothing is ordered or
 from __future__ import annotations
 
 from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.messages import Records
 from p2pcoord.consensus.record import MAX_BODY_BYTES, Record
-from p2pcoord.messages import Records
 from p2pcoord.wire import encode
 
 # Records in flight before the oldest is certified. Rounds need one or two; more would only be lost at the next election.

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 from p2pcoord.consensus.batches import certified_from
 from p2pcoord.consensus.election import Election
+from p2pcoord.consensus.messages import Records, RecordsRequest
 from p2pcoord.consensus.record import Opening, Record
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Truncated, Voter
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Records, RecordsRequest
 
 # A peer is asked for records at most this often, whatever it shows: five a second catch up 300 records a second.
 ASK_INTERVAL_NS = 200_000_000

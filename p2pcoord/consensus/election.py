@@ -27,10 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from p2pcoord.consensus.statements import Grant, Header, Transfer, Vote, check_votes
-from p2pcoord.consensus.voter import Role, Timing, Voter
-from p2pcoord.errors import RemoteError
-from p2pcoord.messages import (
+from p2pcoord.consensus.messages import (
     Grants,
     PreVoteReply,
     PreVoteRequest,
@@ -39,8 +36,10 @@ from p2pcoord.messages import (
     VoteReply,
     VoteRequest,
 )
-
-NEVER = 1 << 62
+from p2pcoord.consensus.statements import Grant, Header, Transfer, Vote, check_votes
+from p2pcoord.consensus.voter import Role, Timing, Voter
+from p2pcoord.effects import NEVER
+from p2pcoord.errors import RemoteError
 
 
 class Election:

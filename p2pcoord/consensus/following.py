@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 
 from p2pcoord.consensus.batches import has_room
 from p2pcoord.consensus.election import Election
+from p2pcoord.consensus.messages import Append, AppendReply, TransferRequest, Votes
 from p2pcoord.consensus.record import Opening, Record
 from p2pcoord.consensus.statements import Acknowledgement, Header
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Truncated, Voter
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Append, AppendReply, TransferRequest, Votes
 
 # A coordinator whose opening is not certified after this long coordinates nothing: its heartbeats no longer count, so that
 # a winner that never commits cannot hold the run. Far above any honest certificate, disk and round trips included.

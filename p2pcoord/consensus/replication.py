@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from p2pcoord.consensus.batches import certified_from, has_room, records_from
-from p2pcoord.consensus.election import NEVER, Election
+from p2pcoord.consensus.election import Election
+from p2pcoord.consensus.messages import Append, AppendReply, TransferRequest, Votes
 from p2pcoord.consensus.record import AnyBody, CommitteeChange, Opening, Record, make_record
 from p2pcoord.consensus.statements import Acknowledgement, Transfer, Vote, certificate_of
 from p2pcoord.consensus.voter import Appended, Certified, Role, Timing, Voter
+from p2pcoord.effects import NEVER
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Append, AppendReply, TransferRequest, Votes
 
 
 class Progress(msgspec.Struct):

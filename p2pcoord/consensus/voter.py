@@ -19,12 +19,12 @@ import msgspec
 
 from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.messages import Grants, TermProof, Votes
 from p2pcoord.consensus.quorum import MAX_SIGNATURES
 from p2pcoord.consensus.record import Record
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote, check_votes
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import Authority
-from p2pcoord.messages import Grants, TermProof, Votes
 from p2pcoord.outbox import Outbox
 
 

@@ -16,17 +16,12 @@ from random import Random
 
 import msgspec
 
-from p2pcoord.consensus.election import NEVER
+from p2pcoord.effects import NEVER
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip import exchange, pings, record_book, suspicion
 from p2pcoord.gossip.exchange import Exchange
 from p2pcoord.gossip.membership import Changed, Membership, PeerState
-from p2pcoord.gossip.probing import Prober
-from p2pcoord.gossip.record_book import RecordBook
-from p2pcoord.gossip.records import PeerRecord
-from p2pcoord.identity import Authority
-from p2pcoord.messages import (
-    AnyMessage,
+from p2pcoord.gossip.messages import (
     ExchangeEnd,
     ExchangeReply,
     ExchangeRequest,
@@ -35,7 +30,12 @@ from p2pcoord.messages import (
     PingNack,
     PingRequest,
 )
+from p2pcoord.gossip.probing import Prober
+from p2pcoord.gossip.record_book import RecordBook
+from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.identity import Authority
 from p2pcoord.outbox import Outbox
+from p2pcoord.wire import Message
 
 
 class Gossip:
@@ -129,7 +129,7 @@ class Gossip:
 
     # Messages and time
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         match message:
             case ExchangeRequest():
                 self._records(self.exchange.receive_syn(sender, message.digest, now), now)

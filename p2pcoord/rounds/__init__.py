@@ -1,6 +1,7 @@
 """How one version of the model is made from the one before. Read in this order:
 
 phases, plan, attempt               the eight phases; who does which part; what is summed, and over which tree
+messages, frames                    what is said, and what a member writes to its log
 setting, rounds                     what both sides stand on; both sides together, `Peer`'s work
 participant                         a member's side, made of
     training, summing, stepping         its work on the plan, on the sum, on the new state

@@ -19,15 +19,15 @@ from collections.abc import Callable
 import msgspec
 
 from p2pcoord.consensus.agreement import Agreement
-from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.evidence import EvidenceBook, SignedStatement, contradict, signer_of
 from p2pcoord.consensus.record import Admission, Exclusion, Members
 from p2pcoord.consensus.statements import Farewell
+from p2pcoord.effects import NEVER
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.identity import Authority
-from p2pcoord.messages import AnyMessage, EvidenceMessage, JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.outbox import Outbox
+from p2pcoord.rounds.messages import EvidenceMessage, JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.rounds.participation import (
     MAX_ADDRESSES_LENGTH,
     MAX_ADMISSIONS,
@@ -35,6 +35,7 @@ from p2pcoord.rounds.participation import (
     Roster,
     join_proof,
 )
+from p2pcoord.wire import Message
 
 # A joiner repeats its request until a certified record names it; a member that leaves likewise.
 REQUEST_INTERVAL_NS = 1_000_000_000
@@ -156,7 +157,7 @@ class Admissions:
         self._turn += 1
         return peers[self._turn % len(peers)] if peers else ""
 
-    def _to_coordinator(self, message: AnyMessage) -> None:
+    def _to_coordinator(self, message: Message) -> None:
         """To the coordinator where it is known and connected, else to a voter in turn: a member without a vote follows
         announcements, and those do not say who coordinates now."""
         coordinator = self._agreement.voter.coordinator
@@ -175,7 +176,7 @@ class Admissions:
 
     # Others' wishes
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """Handles a request; False when the message is none. Raises RemoteError."""
         match message:
             case JoinRequest():
@@ -230,7 +231,7 @@ class Admissions:
             self._farewells[farewell.peer] = farewell
         self._order_or_pass_on(sender, farewell.peer, message)
 
-    def _order_or_pass_on(self, sender: str, author: str, message: AnyMessage) -> None:
+    def _order_or_pass_on(self, sender: str, author: str, message: Message) -> None:
         if self._agreement.is_coordinator:
             self._due()
         elif self._passes_on(sender, author):

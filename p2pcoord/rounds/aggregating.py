@@ -14,9 +14,9 @@ from collections.abc import Iterable
 
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import AttemptMessage, Obstacle, PartialMessage, Progress, ResultMessage
 from p2pcoord.rounds.attempt import Attempt, Result, make_attempt
 from p2pcoord.rounds.collection import Headers
+from p2pcoord.rounds.messages import AttemptMessage, Obstacle, PartialMessage, Progress, ResultMessage
 from p2pcoord.rounds.plan import split
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting

@@ -11,10 +11,10 @@ import msgspec
 
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.content import ContentRef
-from p2pcoord.frames import Checked
-from p2pcoord.messages import AttemptMessage, Share
 from p2pcoord.rounds.attempt import Attempt, Partial, Result
+from p2pcoord.rounds.frames import Checked
 from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.messages import AttemptMessage, Share
 from p2pcoord.rounds.setting import Setting
 
 # Attempts whose headers are kept, newest first: the one that is certified is among the last few.

@@ -16,7 +16,7 @@ from collections.abc import Container, Sequence
 from p2pcoord.aggregation.contribution import ContributionHeader, check_header
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import PlanAccepted, PlanMessage, TrainingFailed
+from p2pcoord.rounds.messages import PlanAccepted, PlanMessage, TrainingFailed
 from p2pcoord.rounds.plan import MAX_ASSIGNMENTS, Assignment, Plan, deal, inherited, least_loaded, replaced
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting

@@ -13,8 +13,8 @@ import msgspec
 from p2pcoord.aggregation.contribution import MAX_COUNT
 from p2pcoord.consensus.record import Counted, Round, Totals
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import Report, Share
 from p2pcoord.rounds.aggregating import Aggregation
+from p2pcoord.rounds.messages import Report, Share
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import totals_after
 

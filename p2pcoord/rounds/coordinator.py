@@ -19,8 +19,10 @@ import math
 from typing import Any
 
 from p2pcoord.errors import LocalError
-from p2pcoord.messages import (
-    AnyMessage,
+from p2pcoord.rounds.aggregating import STALL_NS, Aggregation
+from p2pcoord.rounds.collection import Assignments, Collection
+from p2pcoord.rounds.conclusion import Conclusion
+from p2pcoord.rounds.messages import (
     Obstacle,
     Offering,
     PartialMessage,
@@ -32,15 +34,13 @@ from p2pcoord.messages import (
     Share,
     TrainingFailed,
 )
-from p2pcoord.rounds.aggregating import STALL_NS, Aggregation
-from p2pcoord.rounds.collection import Assignments, Collection
-from p2pcoord.rounds.conclusion import Conclusion
 from p2pcoord.rounds.participant import Participant
 from p2pcoord.rounds.phases import COLLECTING, FOLLOWS, RECONFIGURABLE, Phase
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.takeover import Takeover
 from p2pcoord.synchronization.bsp import Closing
+from p2pcoord.wire import Message
 
 # How long a new coordinator waits for members to say what they have; those who answer later offer what they have anyway.
 REOFFER_WINDOW_NS = 1_000_000_000
@@ -194,7 +194,7 @@ class RoundCoordinator:
             case Phase.COMPLETED:
                 pass
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """Handles what is for a coordinator; False when it is not. Raises RemoteError."""
         match message:
             case Reoffered():

@@ -6,10 +6,10 @@ import math
 
 from p2pcoord.consensus.record import Record, Round
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import AttemptRequest
 from p2pcoord.rounds.attempt import Attempt
 from p2pcoord.rounds.attempt_book import AttemptBook
 from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.messages import AttemptRequest
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
 from p2pcoord.synchronization.state_tracker import totals_after

@@ -23,9 +23,13 @@ from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.record import Round
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
-from p2pcoord.frames import Checked, Slot
-from p2pcoord.messages import (
-    AnyMessage,
+from p2pcoord.optimization.optimizer import agrees
+from p2pcoord.rounds.attempt import Attempt, check_attempt
+from p2pcoord.rounds.attempt_book import AttemptBook, Attempted
+from p2pcoord.rounds.frames import Checked, Slot
+from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.judging import Judge
+from p2pcoord.rounds.messages import (
     AttemptMessage,
     AttemptRequest,
     PartialMessage,
@@ -35,17 +39,13 @@ from p2pcoord.messages import (
     Report,
     ResultMessage,
 )
-from p2pcoord.optimization.optimizer import agrees
-from p2pcoord.rounds.attempt import Attempt, check_attempt
-from p2pcoord.rounds.attempt_book import AttemptBook, Attempted
-from p2pcoord.rounds.holdings import Holdings
-from p2pcoord.rounds.judging import Judge
 from p2pcoord.rounds.plan import Plan
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
 from p2pcoord.rounds.summing import Summing
 from p2pcoord.rounds.training import Training
 from p2pcoord.rounds.transfers import Transfers
+from p2pcoord.wire import Message
 
 # One sign of life a second for an attempt whose bytes are still moving.
 PROGRESS_INTERVAL_NS = 1_000_000_000
@@ -111,7 +111,7 @@ class Participant:
 
     # Messages
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """Handles what is for a member; False when it is not. Raises RemoteError."""
         match message:
             case PlanMessage():
@@ -192,7 +192,7 @@ class Participant:
         name, entry = self.book.current_name, self.book.current
         if entry is None:
             return
-        told: list[AnyMessage] = []
+        told: list[Message] = []
         if entry.combining or (entry.stepping and entry.state is None):
             told.append(Progress(name))  # tensor work of many seconds is not a stall
         if entry.result is not None and entry.result.sender == self.setting.me:

@@ -7,17 +7,17 @@ from typing import Any
 
 import msgspec
 
-from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.record import Record, Round
-from p2pcoord.effects import Outcome
-from p2pcoord.frames import Checked, PeerFrame, Slot
-from p2pcoord.messages import AnyMessage
+from p2pcoord.consensus.voter import Frame
+from p2pcoord.effects import NEVER, Outcome
 from p2pcoord.metrics.training_metrics import MetricsRing
 from p2pcoord.rounds.coordinator import RoundCoordinator
+from p2pcoord.rounds.frames import Checked, Slot
 from p2pcoord.rounds.participant import Participant
 from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import StateTracker
+from p2pcoord.wire import Message
 from p2pcoord.work import LocalProgress
 
 
@@ -36,7 +36,7 @@ class Rounds:
     def restore(
         self,
         records: Sequence[Record],
-        frames: Sequence[PeerFrame],
+        frames: Sequence[Frame],
         contents: frozenset[bytes],
         now: int,
     ) -> None:
@@ -87,7 +87,7 @@ class Rounds:
                 seconds=metrics.round_time,
             )
 
-    def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
+    def receive(self, sender: str, message: Message, now: int) -> bool:
         """To both sides: a partial sum and a result are of interest to a member and to the coordinator."""
         to_member = self.participant.receive(sender, message, now)
         return self.coordinator.receive(sender, message, now) or to_member

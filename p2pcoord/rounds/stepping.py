@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from p2pcoord.effects import Done, Failed, Offer, Outcome, Step, Stepped, Validate, Validated
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Report, ResultMessage, Share
 from p2pcoord.rounds.attempt import Result
 from p2pcoord.rounds.attempt_book import AttemptBook, Attempted
 from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.messages import Report, ResultMessage, Share
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.transfers import RESULT, Transfers
 

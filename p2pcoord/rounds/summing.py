@@ -9,10 +9,10 @@ from p2pcoord.aggregation.mean import PARTIAL, Factors
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Combine, Combined, Done, Failed, Offer, Outcome
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Obstacle, PartialMessage, ResultMessage
 from p2pcoord.rounds.attempt import Partial, Result
 from p2pcoord.rounds.attempt_book import AttemptBook, Attempted
 from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.messages import Obstacle, PartialMessage, ResultMessage
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
 from p2pcoord.rounds.transfers import CONTRIBUTION, Transfers

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
-from p2pcoord.messages import Reoffer, Reoffered
+from p2pcoord.rounds.messages import Reoffer, Reoffered
 from p2pcoord.rounds.plan import Plan, check_plan
 from p2pcoord.rounds.setting import Setting
 

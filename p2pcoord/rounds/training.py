@@ -11,10 +11,10 @@ from contextlib import suppress
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.effects import Cancelled, Done, Failed, Offer, Outcome, Train, Trained
 from p2pcoord.errors import RemoteError
-from p2pcoord.frames import Slot
-from p2pcoord.messages import Offering, PlanAccepted, PlanMessage, Reoffer, Reoffered, TrainingFailed
 from p2pcoord.rounds.attempt_book import AttemptBook
+from p2pcoord.rounds.frames import Slot
 from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.messages import Offering, PlanAccepted, PlanMessage, Reoffer, Reoffered, TrainingFailed
 from p2pcoord.rounds.plan import Assignment, Plan, check_plan
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.run_config import derive_seed

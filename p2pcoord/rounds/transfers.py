@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from p2pcoord.content import ContentRef
 from p2pcoord.effects import Done, Failed, FetchReport, Outcome
-from p2pcoord.messages import Obstacle
 from p2pcoord.rounds.attempt_book import AttemptBook
 from p2pcoord.rounds.holdings import Holdings
+from p2pcoord.rounds.messages import Obstacle
 from p2pcoord.rounds.setting import Setting
 
 # What its first sources did not give is looked for again after this long: a result with all members of the tree.

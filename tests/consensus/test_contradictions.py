@@ -2,12 +2,14 @@
 
 import msgspec
 
+from p2pcoord.consensus.messages import Append, AppendReply, Records, VoteReply, Votes
 from p2pcoord.consensus.record import Opening, Record, make_record
 from p2pcoord.consensus.statements import Acknowledgement, Vote
 from p2pcoord.consensus.voter import AnyFrame, Voter
-from p2pcoord.messages import Append, AppendReply, EvidenceMessage, Records, VoteReply, Votes, decode_message
+from p2pcoord.messages import decode_message
 from p2pcoord.outbox import Outbox
 from p2pcoord.peer import Peer
+from p2pcoord.rounds.messages import EvidenceMessage
 from p2pcoord.wire import encode
 from tests.script_runner import World, authority_of, certificate_by, peer_id, scripted_round
 

@@ -10,20 +10,19 @@ from p2pcoord.effects import Send
 from p2pcoord.errors import RemoteError
 from p2pcoord.gossip.gossip import Gossip
 from p2pcoord.gossip.membership import Changed, PeerState
-from p2pcoord.gossip.records import PeerRecord
-from p2pcoord.messages import (
-    AnyMessage,
+from p2pcoord.gossip.messages import (
     ExchangeEnd,
     ExchangeReply,
     ExchangeRequest,
-    JoinReply,
     Ping,
     PingAck,
     PingNack,
     PingRequest,
-    decode_message,
 )
+from p2pcoord.gossip.records import PeerRecord
+from p2pcoord.messages import AnyMessage, decode_message
 from p2pcoord.outbox import Outbox
+from p2pcoord.rounds.messages import JoinReply
 from tests.script_runner import authority_of, peer_id
 
 A, B, C, D = (peer_id(letter) for letter in "ABCD")

@@ -17,18 +17,11 @@ from node.hello import JoinToken, make_hello, parse_token
 from node.identity_key import IdentityKey
 from node.link import MAX_FRAME_BYTES, MESSAGE
 from node.streams import HEADER, frame
+from p2pcoord.consensus.messages import Append, Records, RecordsRequest
 from p2pcoord.consensus.record import Admission, Members
 from p2pcoord.consensus.statements import Farewell
-from p2pcoord.messages import (
-    Append,
-    GenesisReply,
-    GenesisRequest,
-    LeaveRequest,
-    Records,
-    RecordsRequest,
-    StatusReply,
-    StatusRequest,
-)
+from p2pcoord.messages import GenesisReply, GenesisRequest, StatusReply, StatusRequest
+from p2pcoord.rounds.messages import LeaveRequest
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import encode
 from tests.hostile.strangers import Stranger, garbage, half_a_handshake, raw, refusal, stranger, unframed

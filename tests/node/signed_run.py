@@ -16,6 +16,7 @@ from node.identity_key import _PRIVATE_KEY_PREFIX, FILE_NAME
 from node.store import Store
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.messages import Grants, Votes
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
     Admission,
@@ -32,9 +33,9 @@ from p2pcoord.consensus.record import (
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Grant, Vote, certificate_of
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing
 from p2pcoord.content import ContentRef, manifest_of
-from p2pcoord.frames import Life, PeerFrame, Slot
+from p2pcoord.frames import Life, PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
-from p2pcoord.messages import Grants, Votes
+from p2pcoord.rounds.frames import Slot
 from p2pcoord.run_config import RunSettings, found_run, run_id
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode

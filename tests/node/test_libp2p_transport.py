@@ -43,9 +43,10 @@ from node.transport_guard import (
     upgrade,
     write_within,
 )
+from p2pcoord.consensus.messages import Records, RecordsRequest
 from p2pcoord.consensus.statements import Certificate
 from p2pcoord.errors import LocalError, UserError
-from p2pcoord.messages import Records, RecordsRequest, StatusReply
+from p2pcoord.messages import StatusReply
 from p2pcoord.wire import encode
 
 E = TypeVar("E", bound=Event)

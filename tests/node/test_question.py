@@ -7,9 +7,10 @@ from node import question, remote_status
 from node.libp2p_transport import Libp2pTransport
 from node.question import NoAnswer, ask
 from node.transport_events import Received
+from p2pcoord.consensus.messages import RecordsRequest
 from p2pcoord.consensus.record import Admission
 from p2pcoord.errors import UserError
-from p2pcoord.messages import RecordsRequest, StatusReply, StatusRequest, decode_message
+from p2pcoord.messages import StatusReply, StatusRequest, decode_message
 from p2pcoord.wire import encode
 from tests.node.open_transports import opened
 

@@ -11,12 +11,12 @@ import pytest
 from node.log_replay import Problem, Replay, Wrong
 from node.store import Store
 from node.verify import Verified, verify
+from p2pcoord.consensus.messages import Votes
 from p2pcoord.consensus.record import Admission, Counted, Exclusion, Members, Record, Round
 from p2pcoord.consensus.statements import Farewell
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.errors import UserError
 from p2pcoord.frames import Life, PeerFrame
-from p2pcoord.messages import Votes
 from p2pcoord.run_config import RunSettings, found_run
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode

@@ -38,7 +38,8 @@ from node.store import Store
 from p2pcoord.consensus.record import Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Truncated
 from p2pcoord.errors import LocalError, UserError
-from p2pcoord.frames import PeerFrame, Slot
+from p2pcoord.frames import PeerFrame
+from p2pcoord.rounds.frames import Slot
 from p2pcoord.wire import decode
 
 HERE = Path(__file__).parent

@@ -3,23 +3,16 @@
 import msgspec
 import pytest
 
+from p2pcoord.consensus.messages import RecordsRequest
 from p2pcoord.consensus.record import Admission, Exclusion, Members
 from p2pcoord.consensus.statements import Farewell, Vote
 from p2pcoord.effects import Emit, Send
 from p2pcoord.gossip.records import CapabilityProfile
-from p2pcoord.messages import (
-    EvidenceMessage,
-    GenesisReply,
-    GenesisRequest,
-    JoinReply,
-    JoinRequest,
-    LeaveRequest,
-    RecordsRequest,
-    decode_message,
-)
+from p2pcoord.messages import GenesisReply, GenesisRequest, decode_message
 from p2pcoord.peer import Peer
 from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.admissions import REQUEST_INTERVAL_NS, Admissions
+from p2pcoord.rounds.messages import EvidenceMessage, JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, join_proof
 from p2pcoord.wire import encode
 from tests.round_runner import RoundWorld, started

@@ -3,8 +3,8 @@
 import msgspec
 
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import AttemptMessage, PartialMessage
 from p2pcoord.rounds.attempt import Partial
+from p2pcoord.rounds.messages import AttemptMessage, PartialMessage
 from tests.round_runner import RoundWorld, holding
 from tests.script_runner import authority_of, letter_of, peer_id
 

@@ -4,8 +4,8 @@ import msgspec
 
 from p2pcoord.effects import Persist
 from p2pcoord.frames import decode_frames
-from p2pcoord.messages import AttemptMessage
 from p2pcoord.rounds.attempt_book import MAX_ATTEMPTS_KEPT
+from p2pcoord.rounds.messages import AttemptMessage
 from tests.round_runner import holding
 from tests.script_runner import authority_of
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import Offering
+from p2pcoord.rounds.messages import Offering
 from tests.round_runner import collecting, header
 from tests.script_runner import peer_id
 

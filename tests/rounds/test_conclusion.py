@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from p2pcoord.effects import Done, Outcome, Stepped, Validated
-from p2pcoord.messages import Share
 from p2pcoord.metrics.training_metrics import metrics_of
 from p2pcoord.rounds.conclusion import MAX_MEASURES
+from p2pcoord.rounds.messages import Share
 from simulations import quadratic
 from tests.round_runner import RoundWorld
 from tests.script_runner import peer_id

@@ -1,7 +1,7 @@
 """The phases that a coordinator drives, through whole peers. The course of rounds is told in tests/scripts/rounds."""
 
 from p2pcoord.effects import Emit
-from p2pcoord.messages import PlanAccepted, PlanMessage
+from p2pcoord.rounds.messages import PlanAccepted, PlanMessage
 from tests.round_runner import RoundWorld, collecting, started
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from p2pcoord.consensus.record import Counted, Record, Round, Totals, make_record
 from p2pcoord.effects import Done, Outcome, Send, Stepped
-from p2pcoord.messages import AttemptRequest
+from p2pcoord.rounds.messages import AttemptRequest
 from simulations import quadratic
 from tests.round_runner import RoundWorld, holding
 from tests.script_runner import authority_of, peer_id

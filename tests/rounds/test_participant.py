@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import AttemptMessage
+from p2pcoord.rounds.messages import AttemptMessage
 from tests.round_runner import holding
 from tests.script_runner import authority_of, peer_id
 

@@ -3,7 +3,7 @@
 import pytest
 
 from p2pcoord.consensus.record import Round
-from p2pcoord.messages import AttemptMessage, AttemptRequest, ResultMessage
+from p2pcoord.rounds.messages import AttemptMessage, AttemptRequest, ResultMessage
 from p2pcoord.rounds.phases import Phase
 from tests.round_runner import RoundWorld, started
 from tests.script_runner import authority_of

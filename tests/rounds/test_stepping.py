@@ -5,8 +5,8 @@ import math
 import msgspec
 
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import ResultMessage
 from p2pcoord.rounds.attempt import Result
+from p2pcoord.rounds.messages import ResultMessage
 from tests.round_runner import holding
 from tests.script_runner import authority_of, letter_of, peer_id
 

@@ -1,8 +1,8 @@
 """A member's part in the sum: whose partial sums it takes."""
 
 from p2pcoord.content import ContentRef
-from p2pcoord.messages import PartialMessage
 from p2pcoord.rounds.attempt import Partial
+from p2pcoord.rounds.messages import PartialMessage
 from tests.round_runner import holding
 from tests.script_runner import authority_of, peer_id
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from p2pcoord.messages import Reoffered
+from p2pcoord.rounds.messages import Reoffered
 from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.plan import Assignment
 from tests.round_runner import RoundWorld, collecting

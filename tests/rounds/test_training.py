@@ -2,8 +2,9 @@
 
 import msgspec
 
-from p2pcoord.frames import Slot
-from p2pcoord.messages import Offering, PlanMessage, RecordsRequest, Reoffer, Reoffered
+from p2pcoord.consensus.messages import RecordsRequest
+from p2pcoord.rounds.frames import Slot
+from p2pcoord.rounds.messages import Offering, PlanMessage, Reoffer, Reoffered
 from p2pcoord.rounds.plan import Assignment, Plan
 from p2pcoord.wire import decode
 from tests.round_runner import holding

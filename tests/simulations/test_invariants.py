@@ -5,11 +5,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from p2pcoord.consensus.messages import AppendReply, VoteReply
 from p2pcoord.consensus.record import Exclusion, Members, Round
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote
 from p2pcoord.consensus.voter import Role
 from p2pcoord.effects import Emit, Failed
-from p2pcoord.messages import AppendReply, VoteReply
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.wire import encode
 from simulations import quadratic
