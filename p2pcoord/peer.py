@@ -415,7 +415,8 @@ class Peer:
         if now < self._catch_up_at:
             return
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
-        if not self.agreement.quorum_held(now) and self.is_member:
+        lacking = self.agreement.voter.ledger.lacking is not None
+        if self.is_member and (lacking or not self.agreement.quorum_held(now)):
             source = self.admissions.some_connection()
             if source:
                 self.agreement.catch_up.ask(source, now)

@@ -77,6 +77,8 @@ class Ledger:
         self._check_trusted(header, body)
         self.certified = 0
         self.certificates: dict[int, Certificate] = {}
+        self._newest_round = 0
+        """Height of the newest certified round; genesis is what version 0 is made of."""
         self._committees: list[tuple[int, Committee]] = [(0, Committee((body.founder,)))]
         self._openings: list[tuple[int, Header]] = [(0, header)]
 
@@ -146,6 +148,21 @@ class Ledger:
 
     def holds(self, height: int, name: bytes) -> bool:
         return 0 <= height <= self.height and self.hashes[height] == name
+
+    @property
+    def lacking(self) -> int | None:
+        """Height of the newest certified round if its body is not here: then nobody here knows what the next is made from."""
+        return self._newest_round if self.records[self._newest_round].body is None else None
+
+    def fill(self, record: Record) -> bool:
+        """Takes up the body that is lacking, if `record` brings it."""
+        at, body = self.lacking, record.body
+        if at is None or body is None or not self.holds(at, self._authority.hash(record.header)):
+            return False
+        if record.header.body != body_hash(body):
+            return False
+        self.records[at] = Record(self.records[at].header, body)
+        return True
 
     def compact(self, height: int) -> None:
         """Drops the bodies of rounds at or below `height` (certified), and certificates that nobody needs to be shown.
@@ -295,6 +312,8 @@ class Ledger:
         covered = self.records[self.certified + 1 : certificate.height + 1]
         self.certificates[certificate.height] = certificate
         self.certified = certificate.height
+        rounds = (record.header.height for record in covered if record.header.kind == "round")
+        self._newest_round = max(rounds, default=self._newest_round)
         return covered
 
     def adopt(self, records: Sequence[Record], certificate: Certificate) -> tuple[int, list[Record]]:
