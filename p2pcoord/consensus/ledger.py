@@ -22,6 +22,7 @@ Genesis is height 0, term 0, signed by the founder. It needs no certificate: its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
@@ -41,7 +42,11 @@ from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
 from p2pcoord.identity import Authority
 from p2pcoord.wire import encode
 
-# Certificates kept in the compacted part of a chain: a batch of 64 records (batches.BATCH_RECORDS) always reaches one.
+# Records of one message: half of MAX_MESSAGE_BYTES, so that certificate and proof always fit beside the bodies.
+BATCH_BYTES = 512 << 10
+
+# Records from one certificate to the next in the compacted part of a chain: a batch (at most 64 records, and BATCH_BYTES) always
+# reaches one.
 CERTIFICATE_SPACING = 24
 
 
@@ -174,9 +179,11 @@ class Ledger:
             record = self.records[at]
             if record.header.kind == "round" and record.body is not None:
                 self.records[at] = Record(record.header, None)
+        size_to = list(accumulate(len(encode(record)) for record in self.records))
         kept = 0
-        for at in sorted(self.certificates):
-            if at > height or at - kept >= CERTIFICATE_SPACING:
+        for at, after in pairwise(sorted(self.certificates)):
+            far = after - kept > CERTIFICATE_SPACING or size_to[after] - size_to[kept] > BATCH_BYTES
+            if at > height or far:
                 kept = at
             else:
                 del self.certificates[at]
