@@ -400,6 +400,8 @@ class Peer:
         body = record.body
         height, term = record.header.height, record.header.term
         self.outbox.emit("certified", height=height, term=term, kind=record.header.kind)
+        if isinstance(body, CommitteeChange) and body.committee.everyone == (self.me,):
+            self.outbox.emit("sole-voter")
         if isinstance(body, Members):
             for admission in body.admitted:
                 self.outbox.emit("admitted", peer=admission.peer, name=admission.name)
