@@ -46,6 +46,7 @@ WARNINGS: Final = frozenset(
         "lost",
         "quorum-lost",
         "rejected",
+        "sole-voter",
         "state-differs",
         "step-failed",
         "trainer-died",

@@ -16,6 +16,9 @@ Words = Callable[[Mapping[str, Any], NameOf], str | None]
 COLUMN: Final = "  "
 PEER_ID_START: Final = "12D3Koo"
 
+SOLE_VOTER: Final = "voters     1 of 1: this machine must stay until status shows 3 voters"
+"""Of a run whose only voter is this machine: without it the run stands still."""
+
 
 def short_name(peer_id: str) -> str:
     """The end of a peer id, whose beginning is the same for all Ed25519 keys; an address as it is."""
@@ -138,6 +141,7 @@ WORDS: Final[dict[str, Words]] = {
     "stepped-down": lambda f, n: f"this machine coordinates no more: {f.get('reason')}",
     "transfer": lambda f, n: f"the duty goes to {_who(f, n, 'target')}",
     "transfer-failed": lambda f, n: f"{_who(f, n, 'target')} did not take the duty over",
+    "sole-voter": lambda f, n: SOLE_VOTER,
     "committee": lambda f, n: f"the voters shall be {_names(f.get('voters'), n)}",
     "quorum-lost": lambda f, n: (
         f"waiting for quorum: {voters_reached(f)}; missing {_names(f.get('missing'), n)}"

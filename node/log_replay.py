@@ -142,7 +142,8 @@ class Replay:
         elif isinstance(frame, Standing):
             self._stand(frame, self._voter)
         elif isinstance(frame, Appended):
-            self._voter.ledger.append(frame.record)
+            if not self._voter.ledger.fill(frame.record):
+                self._voter.ledger.append(frame.record)
         elif isinstance(frame, Truncated):
             self._voter.ledger.truncate(frame.height)
         elif isinstance(frame, Certified):

@@ -20,6 +20,7 @@ from node.console import Console
 from node.document import status_document
 from node.driver import Driver
 from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum
+from node.event_words import SOLE_VOTER
 from node.events import EventLog
 from node.failpoints import compact_after_bytes
 from node.hello import (
@@ -228,8 +229,9 @@ class _Node:
         for at, address in enumerate(self.transport.addresses()):
             tell(f"{'addresses' if at == 0 else '':9}  {address}")
         tell("join with  " + self.join_line())
-        if self.key.peer_id == self.run_.config.founder and not self.run_.frames:
-            tell("voters     1 of 1: this machine must stay until status shows 3 voters")
+        assert self.peer is not None
+        if self.peer.agreement.committee.everyone == (self.key.peer_id,):
+            tell(SOLE_VOTER)
 
     def join_line(self) -> str:
         """The command that brings another machine to this run, once the peer has started.
@@ -268,7 +270,7 @@ class _Node:
         return record.name if record is not None else peer_id[-8:]
 
     def _event(self, event: str, fields: dict[str, Any]) -> None:
-        if event == "failed" and self.peer is not None and run_is_over(self.peer):
+        if event in ("failed", "sole-voter") and self.peer is not None and run_is_over(self.peer):
             return  # it has ended
         # A stranger's garbage must not push the story of the run out of the file.
         repeated = (

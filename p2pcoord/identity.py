@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import base58
 import msgspec
@@ -38,6 +38,11 @@ _PEER_ID_PREFIX = bytes.fromhex("002408011220")
 
 # 38 bytes make 52 characters.
 MAX_PEER_ID_LENGTH = 64
+
+# Fields of statements, bounded where they are decoded: two statements that are evidence travel on in a record.
+PeerId = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_LENGTH)]
+Digest = Annotated[bytes, msgspec.Meta(max_length=32)]
+Signature = Annotated[bytes, msgspec.Meta(max_length=64)]
 
 # Verified signatures remembered, so that a certificate seen in ten messages costs one check. At 7 voters and 4 statements a
 # round this covers a thousand rounds in about 3 MiB.

@@ -394,6 +394,8 @@ class Peer:
         body = record.body
         height, term = record.header.height, record.header.term
         self.outbox.emit("certified", height=height, term=term, kind=record.header.kind)
+        if isinstance(body, CommitteeChange) and body.committee.everyone == (self.me,):
+            self.outbox.emit("sole-voter")
         if isinstance(body, Members):
             for admission in body.admitted:
                 self.outbox.emit("admitted", peer=admission.peer, name=admission.name)
@@ -409,7 +411,8 @@ class Peer:
         if now < self._catch_up_at:
             return
         self._catch_up_at = now + CATCH_UP_INTERVAL_NS
-        if not self.agreement.quorum_held(now) and self.is_member:
+        lacking = self.agreement.voter.ledger.lacking is not None
+        if self.is_member and (lacking or not self.agreement.quorum_held(now)):
             source = self.admissions.some_connection()
             if source:
                 self.agreement.catch_up.ask(source, now)

@@ -12,7 +12,7 @@ import math
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.float32 import MAX_FLOAT32
-from p2pcoord.identity import Authority, Statement
+from p2pcoord.identity import Authority, Digest, PeerId, Signature, Statement
 
 # 2**53 samples, steps or nanoseconds: exact as a float, and more than any round has.
 MAX_COUNT = 1 << 53
@@ -25,15 +25,15 @@ class ContributionHeader(Statement, frozen=True, tag="contribution"):
     origin_round: int
     assignment: int
     incarnation: int
-    contributor: str
-    base: bytes
+    contributor: PeerId
+    base: Digest
     content: ContentRef
     samples: int
     steps: int
     norm: float
     loss: float
     computation_ns: int
-    signature: bytes = b""
+    signature: Signature = b""
 
     @property
     def slot(self) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
+import msgspec
+
 from p2pcoord.consensus.catch_up import CatchUp
 from p2pcoord.consensus.committees import wanted_voters
 from p2pcoord.consensus.election import Election
@@ -44,11 +46,20 @@ from p2pcoord.wire import Message
 # Learners that the coordinator feeds at a time; a committee changes by a few voters at once.
 MAX_LEARNERS = 8
 
-# A voter that leaves is replaced by a learner rather than dropped, if one gets ready in this time; who leaves waits up to 5 s.
+# A learner gets ready in this time, or another is tried; twice the time when its turn comes again, so that a slow one gets there.
+# A voter that leaves is dropped if none got ready in it; who leaves waits up to 5 s.
 LEARNER_PATIENCE_NS = 3_000_000_000
+MAX_DOUBLINGS = 6
 
 # Records that may have been certified since a learner's last answer; it has them before it can acknowledge its committee.
 LEARNER_LAG = 1
+
+
+class Trial(msgspec.Struct):
+    """What came of making a voter of somebody: how often it was not ready in time, and the end of its time now (or NEVER)."""
+
+    failures: int = 0
+    until: int = NEVER
 
 
 class Agreement:
@@ -71,7 +82,8 @@ class Agreement:
         holds_state: Callable[[], bool],
     ) -> None:
         self._awaited: tuple[tuple[str, ...], int] = ((), 0)
-        """The committee whose learners are waited for, and until when."""
+        """The voters that somebody is waited for to replace, and until when."""
+        self._trials: dict[str, Trial] = {}
         self.voter = Voter(authority, outbox, genesis, trusted, see=see, distrusts=distrusts)
         self.timing = timing
         self.committee_size = committee_size
@@ -189,6 +201,7 @@ class Agreement:
             return
         silent = self._silent_since(self.timing.dead_voter_ns, now)
         lost = self._silent_since(self.timing.shrink_ns, now)
+        candidates = self._by_trials(candidates, now)
         wanted = wanted_voters(
             self.committee,
             silent=silent,
@@ -197,34 +210,54 @@ class Agreement:
             limit=self.committee_size,
         )
         voters = self.committee.voters
-        replication.learners = tuple(peer for peer in wanted if peer not in voters)[:MAX_LEARNERS]
+        self._try([peer for peer in wanted if peer not in voters][:MAX_LEARNERS], now)
         if wanted == voters:
             return
         ready = [peer for peer in wanted if peer in voters or self._caught_up(peer, now)]
         if len(ready) < len(wanted):
             # Not all learners are ready: go ahead with those that are, if they already make a better committee.
             able = [peer for peer in candidates if peer in ready]
-            learning, wanted = (
-                wanted,
-                wanted_voters(
-                    self.committee,
-                    silent=silent,
-                    gone={*gone, *lost},
-                    candidates=able,
-                    limit=self.committee_size,
-                ),
+            wanted = wanted_voters(
+                self.committee,
+                silent=silent,
+                gone={*gone, *lost},
+                candidates=able,
+                limit=self.committee_size,
             )
-            if len(wanted) < len(voters) and self._patient(learning, now):
+            leaving = tuple(peer for peer in voters if peer in gone or peer in lost)
+            if len(wanted) < len(voters) and self._patient(leaving, now):
                 return
         if wanted != voters and self._answers(Committee(wanted, voters), now):
             self.voter.outbox.emit("committee", voters=list(wanted), outgoing=list(voters))
             replication.propose(CommitteeChange(Committee(wanted, voters)))
 
-    def _patient(self, wanted: tuple[str, ...], now: int) -> bool:
-        """Whether learners of this committee may still become ready before it shrinks without them."""
-        if self._awaited[0] != wanted:
-            self._awaited = (wanted, now + LEARNER_PATIENCE_NS)
+    def _patient(self, leaving: tuple[str, ...], now: int) -> bool:
+        """Whether somebody may still become ready to replace these voters before the committee shrinks."""
+        if self._awaited[0] != leaving:
+            self._awaited = (leaving, now + LEARNER_PATIENCE_NS)
         return now < self._awaited[1]
+
+    def _by_trials(self, candidates: Sequence[str], now: int) -> list[str]:
+        """Who was not ready in its time comes after those that failed less often: a learner that never gets ready, or says so,
+        keeps nobody else from becoming a voter."""
+        for peer, trial in list(self._trials.items()):
+            if self._caught_up(peer, now):
+                del self._trials[peer]
+            elif now >= trial.until:
+                trial.failures, trial.until = trial.failures + 1, NEVER
+        return sorted(candidates, key=lambda peer: self._trials.get(peer, Trial()).failures)
+
+    def _try(self, learners: Sequence[str], now: int) -> None:
+        """These shall get ready to be voters."""
+        self.replication.learners = tuple(learners)
+        self._trials = {p: t for p, t in self._trials.items() if t.failures or p in learners}
+        for peer, trial in self._trials.items():
+            if peer not in learners:
+                trial.until = NEVER
+        for peer in learners:
+            trial = self._trials.setdefault(peer, Trial())
+            if trial.until == NEVER:
+                trial.until = now + (LEARNER_PATIENCE_NS << min(trial.failures, MAX_DOUBLINGS))
 
     def _answers(self, committee: Committee, now: int) -> bool:
         """Whether a quorum of this committee was heard just now. A record that only the dead could certify would block the log

@@ -2,12 +2,12 @@
 
 A message of certified records ends with a certificate of its last one (`messages.Records`), so all that one certificate may
 come to cover must fit one message. Two rules see to that: nothing is ordered or appended while too much is uncertified
-(`has_room`), and compaction keeps a certificate often enough (`ledger.CERTIFICATE_SPACING`).
+(`has_room`), and compaction keeps a certificate often enough (`Ledger.compact`).
 """
 
 from __future__ import annotations
 
-from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.ledger import BATCH_BYTES, Ledger
 from p2pcoord.consensus.messages import Records
 from p2pcoord.consensus.record import MAX_BODY_BYTES, Record
 from p2pcoord.wire import encode
@@ -15,8 +15,7 @@ from p2pcoord.wire import encode
 # Records in flight before the oldest is certified. Rounds need one or two; more would only be lost at the next election.
 MAX_UNCERTIFIED = 64
 
-# One Append or Records: half of MAX_MESSAGE_BYTES, so that certificate and proof always fit beside the bodies.
-BATCH_BYTES = 512 << 10
+# Records of one Append or Records.
 BATCH_RECORDS = 64
 
 

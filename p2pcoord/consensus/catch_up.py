@@ -3,6 +3,9 @@
 Whoever sees that it is behind asks any peer for the records after its certified ones. An answer ends with a certificate, which
 needs no trust in who sent it and no check of what the records claim: they are taken as they are, in place of all that
 contradicts them here. The coordinator sends the same to a follower that is far behind (`replication.py`).
+
+Rounds of long ago come without their bodies (compaction), the newest never does. Of who leaves that one out, and says that more
+is to come, all is true that it says, so it is asked for in turn with what follows, and of one peer after the other.
 """
 
 from __future__ import annotations
@@ -34,16 +37,22 @@ class CatchUp:
         self.election = election
         self._certified = certified
         self._asked_at: dict[str, int] = {}
+        self._body_next = False
+        """Whether the body that is lacking is asked for next, not the records that follow."""
         self._answered_at: dict[str, int] = {}
 
     def ask(self, peer: str, now: int) -> None:
-        """Asks a peer for the certified records after ours, not too often."""
+        """Asks a peer for the certified records after ours, or for the body that is lacking, not too often."""
         if now - self._asked_at.get(peer, -ASK_INTERVAL_NS) < ASK_INTERVAL_NS:
             return
         if len(self._asked_at) > 1024:
             self._asked_at.clear()
         self._asked_at[peer] = now
-        self.voter.outbox.send(peer, RecordsRequest(self.voter.ledger.certified + 1))
+        height, lacking = self.voter.ledger.certified + 1, self.voter.ledger.lacking
+        if lacking is not None and self._body_next:
+            height = lacking
+        self._body_next = not self._body_next
+        self.voter.outbox.send(peer, RecordsRequest(height))
 
     def on_records_request(self, sender: str, request: RecordsRequest, now: int) -> None:
         """An answer is half a MiB, its question forty bytes: each peer gets one per interval."""
@@ -53,16 +62,23 @@ class CatchUp:
             self._answered_at.clear()
         self._answered_at[sender] = now
         answer = certified_from(self.voter.ledger, request.from_height)
-        if answer is not None:
+        if answer is not None and self.voter.ledger.lacking is None:
             self.voter.outbox.send(sender, answer)
 
     def on_records(self, sender: str, message: Records, now: int) -> None:
         ledger, certificate = self.voter.ledger, message.certificate
+        filled = [record for record in message.records if ledger.fill(record)]
+        if filled:
+            self.voter.outbox.persist([Appended(record) for record in filled])
+            self._certified(filled, now)
         if certificate.height <= ledger.certified:
             ledger.check_no_fork(certificate)
             return
         if not message.records or message.records[-1].header.height > certificate.height:
             raise RemoteError("gap", "records that their certificate does not cover")
+        newest = next((r for r in reversed(message.records) if r.header.kind == "round"), None)
+        if newest is not None and newest.body is None and message.more <= certificate.height:
+            raise RemoteError("bad_record", "the newest round without its body")
         first = message.records[0].header
         joins = ledger.holds(first.height - 1, first.previous)
         if first.height > ledger.height + 1 or (first.height - 1 > ledger.certified and not joins):
@@ -79,6 +95,7 @@ class CatchUp:
         self.voter.outbox.persist(frames)
         # A certificate proves its term.
         self.election.adopt(sender, certificate, now, claimed=certificate.term)
+        self._body_next = False  # what follows may bring it
         self._certified(newly, now)
         if message.more > ledger.certified:
             self.ask(sender, now)

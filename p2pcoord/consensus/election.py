@@ -110,7 +110,7 @@ class Election:
     def tick(self, now: int) -> None:
         if now < self.deadline or self.voter.role is Role.COORDINATOR:
             return
-        if not self.voter.is_voter() or self.voter.silenced:
+        if not self.voter.may_stand:
             self._rearm(now)
             return
         if self.voter.coordinator is not None:
@@ -128,7 +128,7 @@ class Election:
 
     def campaign(self, transfer: Transfer, now: int) -> None:
         """The coordinator asked this voter to take over."""
-        if self.voter.is_voter() and not self.voter.silenced and self.voter.role is not Role.COORDINATOR:
+        if self.voter.may_stand and self.voter.role is not Role.COORDINATOR:
             self._ask_for_pre_votes(transfer, now)
 
     def _ask_for_pre_votes(self, transfer: Transfer | None, now: int) -> None:
@@ -147,7 +147,7 @@ class Election:
     def _count_grant(self, grant: Grant, now: int) -> None:
         voter = self.voter
         self._grants[grant.voter] = grant
-        if not voter.ledger.committee.is_quorum(self._grants):
+        if not voter.ledger.committee.is_quorum(self._grants) or not voter.may_stand:
             return
         committee = voter.ledger.committee.everyone
         grants = tuple(g for peer, g in sorted(self._grants.items()) if peer in committee)

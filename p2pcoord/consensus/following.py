@@ -214,7 +214,7 @@ class Following:
             ledger.certified,
             tuple(acks),
             waiting,
-            self._holds_state(),
+            self._holds_state() and ledger.lacking is None,
         )
 
     def retry(self, now: int) -> None:

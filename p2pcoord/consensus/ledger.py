@@ -22,6 +22,7 @@ Genesis is height 0, term 0, signed by the founder. It needs no certificate: its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
@@ -41,7 +42,11 @@ from p2pcoord.errors import LocalError, P2PCoordError, RemoteError
 from p2pcoord.identity import Authority
 from p2pcoord.wire import encode
 
-# Certificates kept in the compacted part of a chain: a batch of 64 records (batches.BATCH_RECORDS) always reaches one.
+# Records of one message: half of MAX_MESSAGE_BYTES, so that certificate and proof always fit beside the bodies.
+BATCH_BYTES = 512 << 10
+
+# Records from one certificate to the next in the compacted part of a chain: a batch (at most 64 records, and BATCH_BYTES) always
+# reaches one.
 CERTIFICATE_SPACING = 24
 
 
@@ -77,6 +82,8 @@ class Ledger:
         self._check_trusted(header, body)
         self.certified = 0
         self.certificates: dict[int, Certificate] = {}
+        self._newest_round = 0
+        """Height of the newest certified round; genesis is what version 0 is made of."""
         self._committees: list[tuple[int, Committee]] = [(0, Committee((body.founder,)))]
         self._openings: list[tuple[int, Header]] = [(0, header)]
 
@@ -147,6 +154,21 @@ class Ledger:
     def holds(self, height: int, name: bytes) -> bool:
         return 0 <= height <= self.height and self.hashes[height] == name
 
+    @property
+    def lacking(self) -> int | None:
+        """Height of the newest certified round if its body is not here: then nobody here knows what the next is made from."""
+        return self._newest_round if self.records[self._newest_round].body is None else None
+
+    def fill(self, record: Record) -> bool:
+        """Takes up the body that is lacking, if `record` brings it."""
+        at, body = self.lacking, record.body
+        if at is None or body is None or not self.holds(at, self._authority.hash(record.header)):
+            return False
+        if record.header.body != body_hash(body):
+            return False
+        self.records[at] = Record(self.records[at].header, body)
+        return True
+
     def compact(self, height: int) -> None:
         """Drops the bodies of rounds at or below `height` (certified), and certificates that nobody needs to be shown.
 
@@ -157,9 +179,11 @@ class Ledger:
             record = self.records[at]
             if record.header.kind == "round" and record.body is not None:
                 self.records[at] = Record(record.header, None)
+        size_to = list(accumulate(len(encode(record)) for record in self.records))
         kept = 0
-        for at in sorted(self.certificates):
-            if at > height or at - kept >= CERTIFICATE_SPACING:
+        for at, after in pairwise(sorted(self.certificates)):
+            far = after - kept > CERTIFICATE_SPACING or size_to[after] - size_to[kept] > BATCH_BYTES
+            if at > height or far:
                 kept = at
             else:
                 del self.certificates[at]
@@ -295,6 +319,8 @@ class Ledger:
         covered = self.records[self.certified + 1 : certificate.height + 1]
         self.certificates[certificate.height] = certificate
         self.certified = certificate.height
+        rounds = (record.header.height for record in covered if record.header.kind == "round")
+        self._newest_round = max(rounds, default=self._newest_round)
         return covered
 
     def adopt(self, records: Sequence[Record], certificate: Certificate) -> tuple[int, list[Record]]:
@@ -329,10 +355,14 @@ class Ledger:
     def _check_fork(self, start: int, records: Sequence[Record], certificate: Certificate) -> None:
         """Raises RemoteError when the chain that contradicts the certified prefix is not certified, else Fork."""
         if not certificate.signers(self._authority) & set(self.committee_at(start).everyone):
-            # A fork needs a voter that both chains share; without one, the chain is not worth replaying.
+            # A fork needs a voter that both chains share; without one, the chain is not worth checking.
             raise RemoteError("contradiction", f"another record at certified height {start}")
         other = Ledger(self._authority, self.records[0])
-        for record in [*self.records[1:start], *records]:
+        # What both share is not checked again: one voter's lie must not cost as much as the whole chain.
+        other.records, other.hashes = self.records[:start], self.hashes[:start]
+        other._committees = [(at, committee) for at, committee in self._committees if at < start]
+        other._openings = [(at, header) for at, header in self._openings if at < start]
+        for record in records:
             other.append(record)
         other.check_certificate(certificate)
         raise Fork(

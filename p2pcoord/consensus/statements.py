@@ -15,40 +15,41 @@ quorum certify a record (`Certificate`). Over which committee to count is not sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import msgspec
 
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
 from p2pcoord.errors import RemoteError
-from p2pcoord.identity import Authority, Statement
+from p2pcoord.identity import Authority, Digest, PeerId, Signature, Statement
 
 
 class Grant(Statement, frozen=True, tag="grant"):
     """A pre-vote: `voter` would vote for `candidate` in `term`. A quorum of them proves the term."""
 
     term: int
-    candidate: str
-    voter: str
-    signature: bytes = b""
+    candidate: PeerId
+    voter: PeerId
+    signature: Signature = b""
 
 
 class Vote(Statement, frozen=True, tag="vote"):
     """`voter`'s one vote in `term`, for `candidate`, whose log ends with the record named `last`."""
 
     term: int
-    candidate: str
-    last: bytes
-    voter: str
-    signature: bytes = b""
+    candidate: PeerId
+    last: Digest
+    voter: PeerId
+    signature: Signature = b""
 
 
 class Transfer(Statement, frozen=True, tag="transfer"):
     """The coordinator of `term` asks `target` to take over; exempts the target from the rule of silence, no more."""
 
     term: int
-    coordinator: str
-    target: str
-    signature: bytes = b""
+    coordinator: PeerId
+    target: PeerId
+    signature: Signature = b""
 
 
 class Acknowledgement(Statement, frozen=True, tag="ack"):
@@ -56,9 +57,9 @@ class Acknowledgement(Statement, frozen=True, tag="ack"):
 
     term: int
     height: int
-    record: bytes
-    voter: str
-    signature: bytes = b""
+    record: Digest
+    voter: PeerId
+    signature: Signature = b""
 
 
 class Header(Statement, frozen=True, tag="header"):
@@ -66,22 +67,22 @@ class Header(Statement, frozen=True, tag="header"):
 
     height: int
     term: int
-    previous: bytes
+    previous: Digest
     committee: int
     """Height of the last committee record (or genesis) at or below this record, itself included."""
-    kind: str
-    body: bytes
+    kind: Annotated[str, msgspec.Meta(max_length=16)]
+    body: Digest
     """sha256 of the body's canonical bytes."""
-    coordinator: str
-    signature: bytes = b""
+    coordinator: PeerId
+    signature: Signature = b""
 
 
 class Farewell(Statement, frozen=True, tag="farewell"):
     """A member's own word that it leaves; `height` is what it had certified, so it cannot undo a later admission."""
 
-    peer: str
+    peer: PeerId
     height: int
-    signature: bytes = b""
+    signature: Signature = b""
 
 
 class Certificate(
@@ -91,8 +92,8 @@ class Certificate(
 
     term: int
     height: int
-    record: bytes
-    signatures: tuple[tuple[str, bytes], ...]
+    record: Digest
+    signatures: tuple[tuple[PeerId, Signature], ...]
 
     def acknowledgements(self) -> tuple[Acknowledgement, ...]:
         return tuple(

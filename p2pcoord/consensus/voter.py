@@ -184,7 +184,8 @@ class Voter:
             self._forget_contradiction()
         elif isinstance(frame, Appended):
             if frame.record.header.height > 0:
-                self.ledger.append(frame.record)
+                if not self.ledger.fill(frame.record):
+                    self.ledger.append(frame.record)
             elif frame.record != self.ledger.records[0]:
                 raise LocalError("this log begins with another genesis")
         elif isinstance(frame, Truncated):
@@ -217,6 +218,11 @@ class Voter:
 
     def is_voter(self, peer: str | None = None) -> bool:
         return (peer or self.me) in self.ledger.committee.everyone
+
+    @property
+    def may_stand(self) -> bool:
+        """Whether it may coordinate: who lacks the newest round would order an old version again."""
+        return self.is_voter() and not self.silenced and self.ledger.lacking is None
 
     def check_proof(self, proof: TermProof | None) -> int:
         """The term proven. Raises RemoteError: "unproven" when no committee this peer knows to be live has a quorum in it.

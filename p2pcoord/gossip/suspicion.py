@@ -9,8 +9,8 @@ Theory of operation
     dead     a higher incarnation; a direct ack                               alive    Alive
 
     Only a round trip or a higher incarnation clears a suspicion: that it speaks is not enough, a peer that sends and
-    cannot receive takes no part. Who hears itself suspected raises its incarnation (RaiseIncarnation); its newly signed
-    record is the refutation, and travels with our messages.
+    cannot receive takes no part. Who hears itself suspected raises its incarnation (RaiseIncarnation), once a period; its newly
+    signed record is the refutation, and travels with our messages.
 
     Suspicion's time is long for one accuser and falls to its minimum as independent ones confirm (Lifeguard). A death
     that others report shortens it likewise, and no more. Rumors are not signed, so nobody dies of what others say: who
@@ -145,6 +145,7 @@ class Suspicions:
         self._rumors = Rumors()
         self._dead_count = 0
         self._refuted_ahead: dict[Rumor, None] = {}
+        self._refuted_at: int | None = None
 
     # Who there is ----------------------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Suspicions:
                 continue
             member = self.members.get(rumor.peer)
             if rumor.peer == self._own:
-                outputs += self._refute(rumor)
+                outputs += self._refute(rumor, now)
             elif member is not None:
                 outputs += self._accuse(member, rumor, now)
         return outputs
@@ -278,9 +279,12 @@ class Suspicions:
         scale = max(1.0, math.log10(max(1, len(self.members) - self._dead_count + 1)))
         return int(SUSPICION_MULTIPLIER * scale * PERIOD_NS)
 
-    def _refute(self, rumor: Rumor) -> list[Output]:
+    def _refute(self, rumor: Rumor, now: int) -> list[Output]:
         if rumor.incarnation < self.incarnation or rumor in self._refuted_ahead:
             return []  # refuted already
+        if self._refuted_at is not None and now - self._refuted_at < PERIOD_NS:
+            return []  # each costs a write to the disk; who suspects us says so again with its next ping
+        self._refuted_at = now
         if rumor.incarnation > self.incarnation:
             # An incarnation we never had: someone guessed ahead. It costs one step, however often it comes.
             self._refuted_ahead[rumor] = None

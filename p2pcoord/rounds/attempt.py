@@ -155,3 +155,6 @@ def check_attempt(
         raise RemoteError("bad_attempt", str(error)) from None
     if tuple(entry.factors for entry in attempt.entries) != factors:
         raise RemoteError("bad_attempt", "the factors do not follow from the headers")
+    if len(headers) > len(attempt.entries):
+        # All of them would be kept, written to the log and passed on.
+        raise RemoteError("bad_attempt", "a header that no entry names")

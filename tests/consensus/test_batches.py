@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from p2pcoord.consensus import batches
-from p2pcoord.consensus.batches import BATCH_BYTES, MAX_UNCERTIFIED, certified_from, has_room, records_from
-from p2pcoord.consensus.ledger import Ledger
+from p2pcoord.consensus.batches import MAX_UNCERTIFIED, certified_from, has_room, records_from
+from p2pcoord.consensus.ledger import BATCH_BYTES, Ledger
 from p2pcoord.consensus.record import MAX_BODY_BYTES, AnyBody, Exclusion, Members, make_record
 from p2pcoord.wire import encode
 from tests.script_runner import SECRET, authority_of, certificate_by, history, peer_id, scripted_round

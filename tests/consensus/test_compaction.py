@@ -1,9 +1,9 @@
 import msgspec
 import pytest
 
-from p2pcoord.consensus.batches import BATCH_RECORDS
-from p2pcoord.consensus.ledger import CERTIFICATE_SPACING, Ledger
-from p2pcoord.consensus.record import Record, Round, make_record
+from p2pcoord.consensus.batches import BATCH_RECORDS, certified_from
+from p2pcoord.consensus.ledger import BATCH_BYTES, CERTIFICATE_SPACING, Ledger
+from p2pcoord.consensus.record import MAX_BODY_BYTES, Exclusion, Members, Record, Round, make_record
 from p2pcoord.consensus.statements import Certificate
 from p2pcoord.consensus.voter import AnyFrame, Appended, Certified, Frame, Owner, Standing, Voter
 from p2pcoord.outbox import Outbox
@@ -76,6 +76,28 @@ def test_every_batch_still_ends_with_a_certificate(lived: tuple[Record, list[Fra
     gaps = [after - before for before, after in zip([0, *heights], heights, strict=False)]
     assert max(gaps) <= CERTIFICATE_SPACING < BATCH_RECORDS
     assert heights[-1] == voter.ledger.certified
+
+
+def test_what_one_certificate_covers_fits_one_message_however_large_its_records() -> None:
+    genesis, records, certificates = history("ABC", "ABC", b"secret")
+    ledger = Ledger(authority_of("A"), genesis)
+    for record in records:
+        ledger.append(record)
+        ledger.certify(certificates[record.header.height])
+    for _ in range(30):
+        body = Members(excluded=(Exclusion(peer_id("C"), "x" * (MAX_BODY_BYTES - 200), 1),))
+        height, previous = ledger.height + 1, ledger.hashes[-1]
+        record = make_record(
+            authority_of("A"), height=height, term=1, previous=previous, committee=4, body=body
+        )
+        ledger.append(record)
+        ledger.certify(certificate_by("AB", record))
+    ledger.compact(ledger.certified - 2)
+    assert len(ledger.certificates) < 10
+    for start in range(1, ledger.certified + 1):
+        answer = certified_from(ledger, start)
+        assert answer is not None
+        assert sum(len(encode(record)) for record in answer.records) <= BATCH_BYTES
 
 
 def test_the_vote_and_the_proof_of_the_term_stay(lived: tuple[Record, list[Frame]]) -> None:

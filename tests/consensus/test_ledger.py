@@ -537,6 +537,24 @@ def test_a_chain_against_the_certified_prefix_that_is_not_certified_is_only_refu
     assert state(ledger) == before
 
 
+@pytest.mark.parametrize("signers", ["B", "BC"])
+def test_a_chain_against_the_certified_prefix_costs_no_more_than_its_own_length(
+    signers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = chain()
+    records = branch(ledger)
+    ledger.append(round_(ledger))
+    ledger.certify(certificate_by("AC", ledger.records[5]))
+    checked: list[int] = []
+    check = Ledger.check_next
+    monkeypatch.setattr(
+        Ledger, "check_next", lambda self, record: (checked.append(record.header.height), check(self, record))
+    )
+    with pytest.raises(RemoteError if signers == "B" else Fork):
+        ledger.adopt(records, certificate_by(signers, records[-1]))
+    assert checked == [record.header.height for record in records]
+
+
 def test_a_certificate_of_what_is_certified_here_is_no_fork() -> None:
     ledger = chain()
     ledger.check_no_fork(certificate_by("BC", ledger.records[4]))

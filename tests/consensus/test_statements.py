@@ -5,9 +5,22 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from p2pcoord.aggregation.contribution import ContributionHeader
+from p2pcoord.consensus.evidence import SignedStatement
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
-from p2pcoord.consensus.statements import Acknowledgement, Certificate, Vote, certificate_of, check_votes
+from p2pcoord.consensus.statements import (
+    Acknowledgement,
+    Certificate,
+    Header,
+    Vote,
+    certificate_of,
+    check_votes,
+)
+from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
+from p2pcoord.messages import decode_message
+from p2pcoord.rounds.messages import EvidenceMessage
+from p2pcoord.wire import encode
 from tests.script_runner import authority_of, peer_id
 
 A, B, C = (peer_id(letter) for letter in "ABC")
@@ -56,3 +69,20 @@ def test_only_those_whose_signatures_hold_count_as_signers_of_a_certificate() ->
     assert good.signers(authority_of("A")) == {A, B, C}
     forged = msgspec.structs.replace(good, signatures=((A, b"s" * 64), *good.signatures[1:]))
     assert forged.signers(authority_of("A")) == {B, C}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        Vote(2, B, bytes(40_000), A),
+        Vote(2, "z" * 40_000, LAST, A),
+        Acknowledgement(2, 5, bytes(40_000), A),
+        Header(5, 2, LAST, 4, "z" * 40_000, LAST, A),
+        ContributionHeader(1, 1, 1, A, bytes(40_000), ContentRef(LAST, 10), 1, 1, 1.0, 1.0, 1),
+    ],
+    ids=lambda statement: type(statement).__name__,
+)
+def test_a_statement_too_large_for_any_record_is_not_taken_in(statement: SignedStatement) -> None:
+    signed = authority_of("A").sign(statement)
+    with pytest.raises(RemoteError, match="bad_type"):
+        decode_message(encode(EvidenceMessage((signed, signed))))

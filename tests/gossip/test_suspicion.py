@@ -38,7 +38,7 @@ def test_who_hears_itself_suspected_raises_its_incarnation_once_for_each():
     assert held.news_for("a") == ((), ("me",))
     assert held.hear([Rumor("me", 4, "b", False)], 0) == []
     # A made-up incarnation costs one step, not a jump.
-    assert held.hear([Rumor("me", 2**31, "b", True)], 0) == [RaiseIncarnation(6)]
+    assert held.hear([Rumor("me", 2**31, "b", True)], SECOND) == [RaiseIncarnation(6)]
 
 
 def test_a_guessed_incarnation_costs_its_victim_one_step_however_often_it_comes():
@@ -46,6 +46,15 @@ def test_a_guessed_incarnation_costs_its_victim_one_step_however_often_it_comes(
     guess = Rumor("me", 2**31, "b", True)
     outputs = [output for _ in range(50) for output in held.hear([guess], 0)]
     assert outputs == [RaiseIncarnation(2)]
+
+
+def test_many_rumors_cost_their_victim_one_write_a_period():
+    held = Held()
+    outputs = []
+    for at in range(1000):
+        rumors = [Rumor("me", held.incarnation + n, "b", False) for n in range(MAX_RUMORS)]
+        outputs += held.hear(rumors, at * SECOND // 500)
+    assert outputs == [RaiseIncarnation(2), RaiseIncarnation(3)]
 
 
 def test_an_incarnation_raised_elsewhere_spreads_with_our_record():

@@ -115,6 +115,20 @@ def test_who_goes_away_has_failed_while_the_run_lasts_and_ended_after_it(
     assert [line.split()[2:4] for line in told] == [["is", "gone"], ["left", "the"], ["left", "the"]]
 
 
+def test_a_machine_that_has_become_the_only_voter_is_told_to_stay_while_the_run_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    with Store.open(tmp_path / "node") as store:
+        node = node_of(SignedRun().complete(), store)
+        node.console = Console(told.append, terminal=True)
+        for over in (False, True):
+            monkeypatch.setattr(node_process, "run_is_over", lambda peer, over=over: over)
+            node._event("sole-voter", {})
+    assert len(told) == 1
+    assert told[0].endswith("voters     1 of 1: this machine must stay until status shows 3 voters")
+
+
 @pytest.mark.parametrize("behind", [False, True])
 def test_the_first_join_line_names_the_newest_certified_record_or_the_one_it_was_joined_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool

@@ -119,6 +119,12 @@ def test_an_attempt_over_nothing_is_no_attempt() -> None:
     assert refusal(empty) == ("bad_attempt", "no contributions")
 
 
+def test_no_header_comes_along_that_no_entry_names() -> None:
+    padding = header("F", 9)
+    refused = refusal(attempt_over(HEADERS), [*HEADERS, padding])
+    assert refused == ("bad_attempt", "a header that no entry names")
+
+
 def test_every_header_is_needed() -> None:
     kind, detail = refusal(attempt_over(HEADERS), HEADERS[1:])
     assert kind == "bad_attempt"
