@@ -98,6 +98,20 @@ class Neighbours:
             return False
         return peer in self.connected or len(self._roster.members) > FULL_MESH
 
+    def apart(self, one: str, other: str) -> bool:
+        """Whether both are leaves, so that neither can dial the other, and neither says that they are connected."""
+        if self.gossip is None:
+            return False
+        first, second = self.gossip.book.get(one), self.gossip.book.get(other)
+        if first is None or second is None or first.reachable or second.reachable:
+            return False
+        return one not in second.links and other not in first.links
+
+    def leaf(self, peer: str) -> bool:
+        """Whether nobody can dial it, by what it says."""
+        record = self.gossip.book.get(peer) if self.gossip is not None else None
+        return record is not None and not record.reachable
+
     def voter_candidates(self, but: Collection[str]) -> list[str]:
         """Living, reachable members, in order of admission; a leaf that nobody can dial never votes."""
         here = [peer for peer in self._roster.members if peer in self.connected and peer not in but]

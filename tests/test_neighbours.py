@@ -341,3 +341,15 @@ def test_who_is_sent_something_without_a_connection_is_dialled() -> None:
     around.outbox.take()
     around.neighbours.send(B, JoinReply(""), 0)
     assert [type(effect) for effect in around.outbox.take()] == [Send]
+
+
+def test_two_leaves_cannot_be_linked_unless_one_says_so() -> None:
+    around = Around(leaves="BC")
+    neighbours = around.neighbours
+    assert neighbours.leaf(B)
+    assert not neighbours.leaf(D)
+    assert neighbours.apart(B, C)
+    assert not neighbours.apart(B, D)
+    said = record("B", version=2, reachable=False, links=(C,))
+    neighbours.receive(B, ExchangeEnd((said,)), 0)
+    assert not neighbours.apart(B, C)

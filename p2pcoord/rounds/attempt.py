@@ -17,7 +17,7 @@ import msgspec
 
 from p2pcoord.aggregation.contribution import ContributionHeader, check_header
 from p2pcoord.aggregation.mean import Factors, Mean
-from p2pcoord.aggregation.tree import Tree, build_tree, check_tree
+from p2pcoord.aggregation.tree import Tree, check_tree
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import Authority, Statement
@@ -100,18 +100,18 @@ def make_attempt(
     number: int,
     parent: ContentRef,
     mean: Mean,
-    fan_out: int,
+    tree: Tree,
     step: StepParameters,
     validation: Sequence[Ranges],
 ) -> Attempt:
-    """Signs an attempt over these contributions, summed in order of (origin round, assignment)."""
+    """Signs an attempt over these contributions, summed in order of (origin round, assignment), over a tree of their
+    contributors."""
     headers = sorted(headers, key=lambda header: header.slot)
     factors = mean.factors([h.samples for h in headers], [h.norm for h in headers])
     entries = tuple(
         Entry(h.origin_round, h.assignment, h.contributor, authority.hash(h), h.content, f)
         for h, f in zip(headers, factors, strict=True)
     )
-    tree = build_tree(contributors_in_order(headers), fan_out)
     return authority.sign(
         Attempt(term, version, number, parent, entries, tree, step, tuple(validation), authority.peer_id)
     )

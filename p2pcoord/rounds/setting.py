@@ -93,6 +93,14 @@ class Others(Protocol):
         """Whether there is a connection to it; if not, it is dialled."""
         ...
 
+    def leaf(self, peer: str) -> bool:
+        """Whether nobody can dial it, by what it says of itself."""
+        ...
+
+    def apart(self, one: str, other: str) -> bool:
+        """Whether the two can have no connection, by what they say of themselves."""
+        ...
+
     def send(self, peer: str, message: msgspec.Struct, now: int) -> None: ...
 
 

@@ -42,7 +42,7 @@ def attempt_over(headers: Sequence[ContributionHeader], mean: Mean = MEAN, fan_o
         number=1,
         parent=ContentRef(bytes(32), 8),
         mean=mean,
-        fan_out=fan_out,
+        tree=build_tree(contributors_in_order(sorted(headers, key=lambda h: h.slot)), fan_out),
         step=STEP,
         validation=(),
     )
