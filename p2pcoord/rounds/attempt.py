@@ -11,11 +11,11 @@ a single contribution and no children sends nothing: its contribution is fetched
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from p2pcoord.aggregation.contribution import ContributionHeader, check_header
+from p2pcoord.aggregation.contribution import MAX_COUNT, ContributionHeader, check_header
 from p2pcoord.aggregation.mean import Factors, Mean
 from p2pcoord.aggregation.tree import Tree, check_tree
 from p2pcoord.content import ContentRef
@@ -125,9 +125,10 @@ def check_attempt(
     mean: Mean,
     fan_out: int,
     content_bytes: int,
+    most_samples: Callable[[int], int] = lambda assignment: MAX_COUNT,
 ) -> None:
     """What a voter checks of an attempt: every header is signed and fits, each slot counts once, the factors follow from
-    the headers, the tree covers exactly the contributors. Raises RemoteError."""
+    the headers, the tree covers exactly the contributors. `most_samples`: of an assignment. Raises RemoteError."""
     if not attempt.entries:
         raise RemoteError("bad_attempt", "no contributions")
     chosen = []
@@ -135,7 +136,7 @@ def check_attempt(
         header = headers.get(entry.header)
         if header is None:
             raise RemoteError("bad_attempt", f"the header of {entry.contributor} is missing")
-        check_header(header, authority, content_bytes)
+        check_header(header, authority, content_bytes, most_samples(header.assignment))
         same = (header.slot, header.contributor, header.content) == (
             entry.slot,
             entry.contributor,

@@ -17,7 +17,16 @@ from p2pcoord.aggregation.contribution import ContributionHeader, check_header
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import PlanAccepted, PlanMessage, TrainingFailed
-from p2pcoord.rounds.plan import MAX_ASSIGNMENTS, Assignment, Plan, deal, inherited, least_loaded, replaced
+from p2pcoord.rounds.plan import (
+    MAX_ASSIGNMENTS,
+    Assignment,
+    Plan,
+    deal,
+    inherited,
+    least_loaded,
+    replaced,
+    size,
+)
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.run_config import derive_seed
@@ -141,7 +150,8 @@ class Collection:
             raise RemoteError("bad_contribution", f"{sender} offers what {header.contributor} made")
         if header.origin_round != self.version or header.base != self.parent.root:
             return
-        check_header(header, setting.authority, setting.rules.contribution_bytes)
+        rules = setting.rules
+        check_header(header, setting.authority, rules.contribution_bytes, rules.most_samples(0))
         setting.admissions.see(header)
         if not setting.roster.is_member(sender):
             raise RemoteError("stranger", "offers a contribution")
@@ -158,7 +168,11 @@ class Collection:
             if slot not in self.headers:
                 for member in (assignment.member, *self._given.get(assignment.index, ())):
                     header = self._offered.get((assignment.index, member))
-                    if header is not None and self._reliability.waited_for(member):
+                    # What was trained by a plan that nobody showed was dealt otherwise: that is no fault.
+                    most = self.setting.rules.most_samples(size(assignment.ranges))
+                    if header is None or header.samples > most:
+                        continue
+                    if self._reliability.waited_for(member):
                         self.headers[slot] = header
                         break
 

@@ -15,6 +15,7 @@ from p2pcoord.consensus.record import Counted, Round, Totals
 from p2pcoord.content import ContentRef
 from p2pcoord.messages import Report, Share
 from p2pcoord.rounds.aggregating import Aggregation
+from p2pcoord.rounds.plan import size
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import totals_after
 
@@ -73,7 +74,10 @@ class Conclusion:
         attempt = self.aggregation.attempt
         if message.attempt != self.aggregation.name or attempt is None or sender not in attempt.tree:
             return False
-        share = usable(message)
+        dealt = MAX_COUNT  # of own data nobody knows how much there is
+        if attempt.validation:
+            dealt = size(attempt.validation[attempt.tree.members.index(sender)])
+        share = usable(message, dealt)
         self.shares[sender] = share
         if share.failed:
             self.setting.outbox.emit("validation-failed", peer=sender, reason=share.failed)
@@ -146,12 +150,15 @@ class Conclusion:
         )
 
 
-def usable(share: Share) -> Share:
-    """The share, or what is wrong with it as its `failed`: one member's numbers neither stop a round nor fill its record."""
+def usable(share: Share, dealt: int = MAX_COUNT) -> Share:
+    """The share of who was dealt so many samples, or what is wrong with it as its `failed`: one member's numbers neither stop
+    a round nor fill its record."""
     names = [name for name, _ in share.measure_sums]
     values = [share.loss_sum, *(value for _, value in share.measure_sums)]
     wrong = share.failed
-    if not 0 <= share.samples <= MAX_COUNT or not all(math.isfinite(value) for value in values):
+    if not 0 <= share.samples <= dealt:
+        wrong = f"it counts {share.samples} samples, of {dealt}"
+    elif not all(math.isfinite(value) for value in values):
         wrong = "its sums are not finite"
     elif (
         len(names) > MAX_MEASURES

@@ -40,7 +40,7 @@ from p2pcoord.rounds.attempt import Attempt, check_attempt
 from p2pcoord.rounds.attempt_book import AttemptBook, Attempted
 from p2pcoord.rounds.holdings import Holdings
 from p2pcoord.rounds.judging import Judge
-from p2pcoord.rounds.plan import Plan
+from p2pcoord.rounds.plan import Plan, size
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
 from p2pcoord.rounds.summing import Summing
@@ -148,6 +148,9 @@ class Participant:
                 self.summing.gather(now)
             return
         headers = {setting.authority.hash(header): header for header in message.headers}
+        plan = self.plan
+        shown = plan.assignments if plan and plan.rank[:2] == attempt.rank[:2] else ()
+        dealt = {assignment.index: size(assignment.ranges) for assignment in shown}
         check_attempt(
             attempt,
             headers,
@@ -155,6 +158,7 @@ class Participant:
             mean=setting.rules.mean,
             fan_out=setting.rules.fan_out,
             content_bytes=setting.rules.contribution_bytes,
+            most_samples=lambda assignment: setting.rules.most_samples(dealt.get(assignment, 0)),
         )
         if not agrees(setting.rules.step_parameters(attempt.version), attempt.step):
             raise RemoteError("bad_attempt", "the scalars of the step do not follow from the run's rules")

@@ -64,6 +64,10 @@ def check_plan(plan: Plan, train_length: int) -> None:
             raise RemoteError("bad_plan", f"assignment {assignment.index} lies outside the training data")
 
 
+def size(ranges: Ranges) -> int:
+    return sum(high - low for low, high in ranges)
+
+
 def deal(length: int, parts: int, version: int, offset: int) -> list[Ranges]:
     """Cuts `length` samples into `parts` nearly equal ranges, beginning elsewhere each version.
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from p2pcoord.aggregation.contribution import MAX_COUNT
 from p2pcoord.aggregation.mean import Mean
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.evidence import SignedStatement
@@ -49,6 +50,19 @@ class Rules(msgspec.Struct, frozen=True):
     seed: int
     pinned: frozenset[bytes] = frozenset()
     """Roots that are kept for as long as the run lasts: the founder's data set and frozen parameters."""
+    local_epochs: int = 1
+    local_steps: int | None = None
+    batch_size: int | None = None
+    """What the run file says; None: the workload's own, which nobody else knows."""
+
+    def most_samples(self, dealt: int) -> int:
+        """How many samples training may count, with repetition, that was dealt so many (all of them when it is not known
+        which; of own data nobody knows how much there is). A time limit makes it fewer."""
+        dealt = dealt or self.train_length
+        if self.local_steps is None:
+            return min(self.local_epochs * dealt, MAX_COUNT) if dealt else MAX_COUNT
+        batch = min(self.batch_size or dealt, dealt or MAX_COUNT)  # no batch has more than there is
+        return min(self.local_steps * batch, MAX_COUNT) if batch else MAX_COUNT
 
     def step_parameters(self, version: int) -> StepParameters:
         return self.optimizer.parameters(version, self.learning_rate(version))
@@ -75,6 +89,9 @@ def rules_of(config: RunConfig, pins: WorkloadPins, genesis: Genesis) -> Rules:
         state_zero=genesis.state,
         seed=derive_seed(run_id(config), "rounds"),
         pinned=frozenset(ref.root for ref in (genesis.dataset, genesis.frozen) if ref is not None),
+        local_epochs=config.strategy.local_epochs,
+        local_steps=config.strategy.local_steps,
+        batch_size=config.local.batch_size,
     )
 
 

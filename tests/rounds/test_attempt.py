@@ -56,6 +56,14 @@ def check(attempt: Attempt, headers: Mapping[bytes, ContributionHeader], fan_out
     check_attempt(attempt, headers, authority_of("F"), mean=MEAN, fan_out=fan_out, content_bytes=SIZE)
 
 
+def test_more_samples_than_were_dealt_are_refused_by_who_knows_the_plan() -> None:
+    attempt, headers = attempt_over(HEADERS), by_hash(HEADERS)
+    known = {"mean": MEAN, "fan_out": 2, "content_bytes": SIZE}
+    check_attempt(attempt, headers, A, **known, most_samples=lambda assignment: 10 + assignment)
+    with pytest.raises(RemoteError, match="samples"):
+        check_attempt(attempt, headers, A, **known, most_samples=lambda assignment: 12)
+
+
 def refusal(
     attempt: Attempt, headers: Sequence[ContributionHeader] = tuple(HEADERS), fan_out: int = 2
 ) -> tuple[str, str]:

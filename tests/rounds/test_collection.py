@@ -72,3 +72,13 @@ def test_two_headers_in_one_slot_exclude_their_signer() -> None:
     world.execute("run 1s")
     for letter in "AC":
         assert "two ContributionHeader" in world.peer(letter).roster.excluded(peer_id("B"))
+
+
+def test_more_samples_than_there_are_are_refused_and_more_than_were_dealt_do_not_count() -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "B", 1, samples=world.rules.train_length + 1)))
+    assert world.rejected("A") == {"bad_contribution": 1}
+    world.inject("B", "A", Offering(header(world, "B", 1, samples=35)))  # of 100, over three
+    assert world.coordinator("A").collection.headers == {}
+    world.inject("C", "A", Offering(header(world, "C", 2, samples=33)))
+    assert set(world.coordinator("A").collection.headers) == {(1, 2)}

@@ -83,3 +83,15 @@ def test_voters_that_computed_different_states_refuse_the_attempt_when_no_quorum
     printed = world.execute("run 5s")
     assert any("voters computed different states" in line for line in printed)
     assert world.commits("A") == []
+
+
+def test_a_share_of_more_samples_than_were_dealt_is_left_out_of_the_metrics() -> None:
+    """Counted, it would make the loss of all that of this member."""
+    world = RoundWorld()
+    world.twists["C", "validate"] = lambda outcome: twisted(outcome, samples=1 << 53, loss_sum=0.0)
+    world.execute("committee A B C")
+    printed = world.execute("begin A")
+    metrics = metrics_of(world.commits("A")[0])
+    assert metrics.validation_samples == 26
+    assert metrics.loss > 0
+    assert any("validation-failed peer=C" in line for line in printed)

@@ -6,7 +6,8 @@ import msgspec
 
 from p2pcoord.content import ContentRef
 from p2pcoord.messages import AttemptMessage
-from tests.round_runner import holding
+from p2pcoord.rounds.attempt import make_attempt
+from tests.round_runner import header, holding
 from tests.script_runner import authority_of, peer_id
 
 C = peer_id("C")
@@ -43,3 +44,27 @@ def test_an_attempt_is_believed_only_with_the_scalars_that_follow_from_the_run_a
         assert world.rejected("B")[kind] >= 1
         assert sum(world.rejected("B").values()) == number + 1
     assert world.participant("B").current == good.attempt
+
+
+def test_a_member_refuses_an_attempt_over_more_samples_than_its_plan_deals() -> None:
+    world = holding("A combine", "B combine", "C combine")
+    sent = world.messages(AttemptMessage, "A", "B")[0]
+    assert isinstance(sent, AttemptMessage)
+    lie = header(world, "C", 2, samples=50)
+    attempt = sent.attempt
+    a = authority_of("A")
+    headers = [*(said for said in sent.headers if said.contributor != lie.contributor), lie]
+    made = make_attempt(
+        a,
+        headers,
+        term=attempt.term,
+        version=1,
+        number=2,
+        parent=attempt.parent,
+        mean=world.rules.mean,
+        tree=attempt.tree,
+        step=attempt.step,
+        validation=attempt.validation,
+    )
+    world.inject("A", "B", AttemptMessage(made, tuple(headers)))
+    assert world.rejected("B") == {"bad_contribution": 1}
