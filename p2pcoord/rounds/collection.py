@@ -35,8 +35,9 @@ from p2pcoord.synchronization.bsp import Closing, closing
 # A plan that a member has not accepted is sent again; streams are reliable, so this is for links that were cut.
 RESEND_NS = 1_000_000_000
 
-# Offers remembered in a round: each assignment finished by two members, on average.
-MAX_OFFERED = 2 * MAX_ASSIGNMENTS
+# Offers by one member remembered before there is a plan, from which it is known what the member was given. Few finish more than
+# one or two assignments, and all is offered again to a new plan.
+MAX_OFFERED_EARLY = 16
 
 Assignments = tuple[Assignment, ...]
 Headers = dict[tuple[int, int], ContributionHeader]
@@ -155,9 +156,15 @@ class Collection:
         setting.admissions.see(header)
         if not setting.roster.is_member(sender):
             raise RemoteError("stranger", "offers a contribution")
-        if 0 <= header.assignment < MAX_ASSIGNMENTS and len(self._offered) < MAX_OFFERED:
+        if self._has_room(sender, header.assignment):
             self._offered.setdefault((header.assignment, sender), header)
             self._sort_in()
+
+    def _has_room(self, sender: str, assignment: int) -> bool:
+        """Whether one more offer by this member may count: nobody's offers crowd out another's."""
+        if self.plan is not None:
+            return sender in self._given.get(assignment, ())
+        return sum(by == sender for _, by in self._offered) < MAX_OFFERED_EARLY
 
     def _sort_in(self) -> None:
         """Counts what was offered by whom the plan gave it, now or before a revision; an assignment counts once."""

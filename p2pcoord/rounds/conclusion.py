@@ -7,6 +7,7 @@ samples they cover. A state or metric that is not finite, or a validation that f
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import msgspec
 
@@ -19,9 +20,9 @@ from p2pcoord.rounds.plan import size
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import totals_after
 
-# What a workload measures: names and their number end up in the record.
+# What a workload measures: its names, in this many bytes together, end up in the record, beside MAX_ASSIGNMENTS contributors.
 MAX_MEASURES = 64
-MAX_MEASURE_NAME = 64
+MAX_MEASURES_BYTES = 2048
 
 Metrics = tuple[tuple[str, float], ...]
 
@@ -122,11 +123,13 @@ class Conclusion:
         }
         if samples:
             values["loss"] = sum(share.loss_sum for share in good) / samples
-            names = {name for share in good for name, _ in share.measure_sums}
+            # What most of them measure: whoever measures something else neither fills the record nor spoils a mean.
+            kinds = Counter(names_of(share) for share in good)
+            names = max(sorted(kinds), key=kinds.__getitem__)
+            measured = [dict(share.measure_sums) for share in good if names_of(share) == names]
+            covered = sum(share.samples for share in good if names_of(share) == names)
             for name in names:
-                values[f"measure.{name}"] = (
-                    sum(dict(share.measure_sums).get(name, 0.0) for share in good) / samples
-                )
+                values[f"measure.{name}"] = sum(sums[name] for sums in measured) / covered
         return tuple(sorted(values.items()))
 
     def record(self, state: ContentRef, metrics: Metrics, before: Totals) -> Round | None:
@@ -150,6 +153,11 @@ class Conclusion:
         )
 
 
+def names_of(share: Share) -> tuple[str, ...]:
+    """What a share measures."""
+    return tuple(sorted(name for name, _ in share.measure_sums))
+
+
 def usable(share: Share, dealt: int = MAX_COUNT) -> Share:
     """The share of who was dealt so many samples, or what is wrong with it as its `failed`: one member's numbers neither stop
     a round nor fill its record."""
@@ -163,7 +171,7 @@ def usable(share: Share, dealt: int = MAX_COUNT) -> Share:
     elif (
         len(names) > MAX_MEASURES
         or len(set(names)) != len(names)
-        or any(len(n) > MAX_MEASURE_NAME for n in names)
+        or sum(len(name.encode()) for name in names) > MAX_MEASURES_BYTES
     ):
         wrong = "it measures too much, or one thing twice"
     return msgspec.structs.replace(share, failed=wrong)

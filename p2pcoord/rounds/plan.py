@@ -14,8 +14,8 @@ import msgspec
 from p2pcoord.errors import RemoteError
 from p2pcoord.identity import Statement
 
-# A round's record names every contribution in about 67 bytes, and a body holds 64 KiB.
-MAX_ASSIGNMENTS = 900
+# A round's record names every contribution in up to 76 bytes, and a body holds 64 KiB; the rest is for metrics.
+MAX_ASSIGNMENTS = 800
 
 Ranges = tuple[tuple[int, int], ...]
 
