@@ -165,6 +165,7 @@ class RoundCoordinator:
                 self._keep_attempt_alive(now)
             case Phase.VALIDATION:
                 self._tell_again(now)
+                self._retry_at = now + RETRY_NS
                 self._conclude(now)
             case Phase.COMPLETED:
                 self._next_round(now)
@@ -180,7 +181,7 @@ class RoundCoordinator:
             case Phase.AGGREGATION | Phase.MODEL_UPDATE:
                 return self.aggregation.next_deadline()
             case Phase.VALIDATION:
-                return min(self._shares_due, self.aggregation.quiet_at)
+                return min(max(self._shares_due, self._retry_at), self.aggregation.quiet_at)
             case Phase.COMPLETED:
                 return None  # certificates move it on, and the heartbeat's tick
 
@@ -469,7 +470,12 @@ class RoundCoordinator:
         body = conclusion.record(state, metrics, self.participant.holdings.totals)
         if body is None:
             return
-        self.participant.book.keep(self.aggregation.name)
+        refusal = self.participant.judge.check(self.setting.me, body, now)
+        if refusal is None:
+            return
+        if refusal:
+            self._refuse(refusal, now)  # no voter would append what its own check refuses
+            return
         height = self.replication.propose(body)
         if height is None:
             return  # another record is on its way, or the duty is being handed over; tried again at the next tick
