@@ -19,7 +19,7 @@ from p2pcoord.errors import RemoteError
 from p2pcoord.messages import AttemptMessage, Obstacle, PartialMessage, Progress, ResultMessage
 from p2pcoord.rounds.attempt import Attempt, Result, make_attempt
 from p2pcoord.rounds.collection import Headers
-from p2pcoord.rounds.plan import split
+from p2pcoord.rounds.plan import shares
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting
 
@@ -107,7 +107,6 @@ class Aggregation:
         """Attempt n + 1, over these contributions and this tree of their contributors."""
         setting, rules = self.setting, self.setting.rules
         self.number += 1
-        validation = split(rules.validation_length, len(tree.members)) if rules.validation_length else []
         self.attempt = make_attempt(
             setting.authority,
             list(headers.values()),
@@ -118,7 +117,7 @@ class Aggregation:
             mean=rules.mean,
             tree=tree,
             step=rules.step_parameters(self.version),
-            validation=validation,
+            validation=shares(rules.validation_length, len(tree.members)),
         )
         self.name = setting.authority.hash(self.attempt)
         self.headers = headers

@@ -40,7 +40,7 @@ from p2pcoord.rounds.attempt import Attempt, check_attempt
 from p2pcoord.rounds.attempt_book import AttemptBook, Attempted
 from p2pcoord.rounds.holdings import Holdings
 from p2pcoord.rounds.judging import Judge
-from p2pcoord.rounds.plan import Plan, size
+from p2pcoord.rounds.plan import Plan, shares, size
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
 from p2pcoord.rounds.summing import Summing
@@ -147,6 +147,8 @@ class Participant:
                 self._tell_again(now)
                 self.summing.gather(now)
             return
+        if setting.busy:  # each attempt begins fetches and a sum; this one is told again
+            raise RemoteError("overloaded", f"attempt {attempt.number}, and the ones before it are not done")
         headers = {setting.authority.hash(header): header for header in message.headers}
         plan = self.plan
         shown = plan.assignments if plan and plan.rank[:2] == attempt.rank[:2] else ()
@@ -162,6 +164,8 @@ class Participant:
         )
         if not agrees(setting.rules.step_parameters(attempt.version), attempt.step):
             raise RemoteError("bad_attempt", "the scalars of the step do not follow from the run's rules")
+        if attempt.validation != shares(setting.rules.validation_length, len(attempt.tree.members)):
+            raise RemoteError("bad_attempt", "the validation is not dealt over the tree's members")
         if self.book.add(name, Attempted(attempt, headers)):
             self.holdings.stop_fetching()
         self.summing.gather(now)

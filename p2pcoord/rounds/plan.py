@@ -94,6 +94,11 @@ def split(length: int, parts: int) -> list[Ranges]:
     return [((low, high),) if high > low else () for low, high in pairwise(cuts)]
 
 
+def shares(length: int, members: int) -> tuple[Ranges, ...]:
+    """The validation data over so many members; empty where each validates its own."""
+    return tuple(split(length, members)) if length else ()
+
+
 def replaced(assignments: Sequence[Assignment], index: int, member: str) -> tuple[Assignment, ...]:
     """The assignments with the one of this index given to `member`."""
     return tuple(msgspec.structs.replace(a, member=member) if a.index == index else a for a in assignments)

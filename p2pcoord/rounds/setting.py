@@ -203,6 +203,11 @@ class Setting:
         """Whether this log says that `peer` opened `term`."""
         return self.voter.ledger.coordinator_of(term) == peer
 
+    @property
+    def busy(self) -> bool:
+        """Half of what may be in flight is: nothing is begun that another asks for."""
+        return 2 * len(self._then) >= MAX_IN_FLIGHT
+
     def start(self, effect: Effect, then: Then) -> int:
         """Puts an effect that will be answered to `then`, exactly once, in this life."""
         if len(self._then) >= MAX_IN_FLIGHT:
