@@ -74,6 +74,7 @@ class Aggregation:
         self._summed: set[str] = set()
         self._heard_at = now
         self._tell_again_at = now
+        self._told_again = 0
         self._replan_at: int | None = None
         self._obstructed = False
         """Whether one member of the tree cannot have another's bytes."""
@@ -180,7 +181,12 @@ class Aggregation:
         """Those who owe something hear of the attempt again: a message may be lost with a link that breaks, and whoever sent
         it does not know."""
         self._tell_again_at = now + QUIET_NS
-        for member in [m for m in owing if self.setting.neighbours.alive(m)][:RESENT_AT_ONCE]:
+        silent = [m for m in owing if self.setting.neighbours.alive(m)]
+        if len(silent) > RESENT_AT_ONCE:  # some others each time: the first may be silent for good
+            turn = self._told_again % len(silent)
+            silent = (silent[turn:] + silent[:turn])[:RESENT_AT_ONCE]
+        self._told_again += len(silent)
+        for member in silent:
             self._tell(member, now)
 
     def stalled(self, now: int) -> bool:

@@ -7,7 +7,7 @@ import msgspec
 from p2pcoord.aggregation.tree import Tree
 from p2pcoord.content import ContentRef
 from p2pcoord.messages import AttemptMessage, Obstacle, PartialMessage
-from p2pcoord.rounds.aggregating import MAX_BACKOFF_NS
+from p2pcoord.rounds.aggregating import MAX_BACKOFF_NS, RESENT_AT_ONCE
 from p2pcoord.rounds.attempt import Partial
 from tests.round_runner import RoundWorld, holding
 from tests.script_runner import authority_of, letter_of, peer_id
@@ -140,3 +140,17 @@ def test_attempts_that_follow_each_other_back_off() -> None:
     assert waits[0] == 100_000_000
     assert all(later >= sooner for sooner, later in pairwise(waits))
     assert waits[-1] == MAX_BACKOFF_NS
+
+
+def test_when_many_owe_something_all_hear_of_the_attempt_again_in_turn() -> None:
+    world = holding("A combine", "A fetch")
+    aggregation = world.coordinator("A").aggregation
+    told: list[str] = []
+    aggregation._tell = lambda member, now: told.append(member)  # type: ignore[method-assign]
+    aggregation.setting.neighbours.alive = lambda peer: True  # type: ignore[method-assign]
+    owing = [f"peer{number}" for number in range(2 * RESENT_AT_ONCE + 3)]
+    aggregation.tell_again(owing, 0)
+    assert told == owing[:RESENT_AT_ONCE]
+    aggregation.tell_again(owing, 1)
+    aggregation.tell_again(owing, 2)
+    assert set(told) == set(owing)
