@@ -98,19 +98,18 @@ class Neighbours:
             return False
         return peer in self.connected or len(self._roster.members) > FULL_MESH
 
+    def leaf(self, peer: str) -> bool:
+        """Whether others tried to dial it and could not, by what it says: then it names those that it is connected to."""
+        record = self.gossip.book.get(peer) if self.gossip is not None else None
+        return record is not None and not record.reachable and bool(record.links)
+
     def apart(self, one: str, other: str) -> bool:
         """Whether both are leaves, so that neither can dial the other, and neither says that they are connected."""
-        if self.gossip is None:
+        if self.gossip is None or not (self.leaf(one) and self.leaf(other)):
             return False
         first, second = self.gossip.book.get(one), self.gossip.book.get(other)
-        if first is None or second is None or first.reachable or second.reachable:
-            return False
-        return one not in second.links and other not in first.links
-
-    def leaf(self, peer: str) -> bool:
-        """Whether nobody can dial it, by what it says."""
-        record = self.gossip.book.get(peer) if self.gossip is not None else None
-        return record is not None and not record.reachable
+        linked = first is None or second is None or one in second.links or other in first.links
+        return not linked
 
     def voter_candidates(self, but: Collection[str]) -> list[str]:
         """Living, reachable members, in order of admission; a leaf that nobody can dial never votes."""

@@ -346,10 +346,14 @@ def test_who_is_sent_something_without_a_connection_is_dialled() -> None:
 def test_two_leaves_cannot_be_linked_unless_one_says_so() -> None:
     around = Around(leaves="BC")
     neighbours = around.neighbours
+    assert not neighbours.leaf(B)  # nobody has tried yet
+    for letter in "BC":
+        said = record(letter, version=2, reachable=False, links=(D,))
+        neighbours.receive(peer_id(letter), ExchangeEnd((said,)), 0)
     assert neighbours.leaf(B)
     assert not neighbours.leaf(D)
     assert neighbours.apart(B, C)
     assert not neighbours.apart(B, D)
-    said = record("B", version=2, reachable=False, links=(C,))
+    said = record("B", version=3, reachable=False, links=(C, D))
     neighbours.receive(B, ExchangeEnd((said,)), 0)
     assert not neighbours.apart(B, C)

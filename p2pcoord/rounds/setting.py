@@ -111,7 +111,7 @@ class Others(Protocol):
         ...
 
     def leaf(self, peer: str) -> bool:
-        """Whether nobody can dial it, by what it says of itself."""
+        """Whether nobody could dial it, by what it says of itself."""
         ...
 
     def apart(self, one: str, other: str) -> bool:
