@@ -48,6 +48,8 @@ class Neighbours:
         self.links: Links | None = None
         self._addresses: tuple[str, ...] = ()
         self._reaching: dict[int, str] = {}
+        self._asked_to_reach: set[str] = set()
+        """Connected peers that were asked to dial this one, and have not answered."""
 
     def start_gossip(
         self,
@@ -144,9 +146,11 @@ class Neighbours:
             self.gossip.connected(peer, now)
             if not self.gossip.book.own.reachable and self._addresses:
                 self._outbox.send(peer, ReachRequest(self._addresses))
+                self._asked_to_reach.add(peer)
 
     def on_disconnected(self, peer: str, now: int) -> None:
         self.connected.discard(peer)
+        self._asked_to_reach.discard(peer)
         if self.gossip is not None and self.links is not None:
             self.gossip.disconnected(peer, now)
             self.links.on_disconnected(peer, now)
@@ -195,8 +199,9 @@ class Neighbours:
 
     def _on_reach_reply(self, sender: str, message: ReachReply, now: int) -> None:
         """Whether others can dial this peer: one that did is proof; one that could not may have its own reasons."""
-        if self.gossip is None or self.gossip.book.own.reachable:
+        if self.gossip is None or self.gossip.book.own.reachable or sender not in self._asked_to_reach:
             return
+        self._asked_to_reach.discard(sender)
         self._outbox.emit("reachable" if message.reachable else "unreachable", by=sender)
         links = () if message.reachable else tuple(sorted(self.connected))[:MAX_LEAF_LINKS]
         self.gossip.update(now, reachable=message.reachable, links=links)

@@ -209,7 +209,11 @@ def test_who_does_not_know_whether_it_can_be_dialled_asks_whom_it_meets_until_on
     n.receive(B, ReachReply(False), 1)
     assert not n.gossip.book.draft.reachable
     assert n.gossip.book.draft.links == (B,)
-    n.receive(B, ReachReply(True), 2)
+    n.receive(B, ReachReply(True), 2)  # not asked again
+    n.receive(C, ReachReply(True), 2)
+    assert not n.gossip.book.draft.reachable
+    n.on_connected(C, 2)
+    n.receive(C, ReachReply(True), 3)
     assert n.gossip.book.draft.reachable
     assert n.gossip.book.draft.links == ()
 
@@ -219,6 +223,7 @@ def test_a_leaf_names_few_of_those_it_stays_connected_to() -> None:
     n = around.neighbours
     assert n.gossip is not None
     n.connected.update(f"peer{i}" for i in range(MAX_LEAF_LINKS + 3))
+    n.on_connected(B, 0)
     n.receive(B, ReachReply(False), 1)
     assert len(n.gossip.book.draft.links) == MAX_LEAF_LINKS
 
