@@ -47,6 +47,9 @@ from p2pcoord.rounds.summing import Summing
 from p2pcoord.rounds.training import Training
 from p2pcoord.rounds.transfers import Transfers
 
+# To one peer an attempt is shown this often: a little more often than a voter asks for it (judging.ASK_AGAIN_NS).
+ANSWER_INTERVAL_NS = 200_000_000
+
 # One sign of life a second for an attempt whose bytes are still moving.
 PROGRESS_INTERVAL_NS = 1_000_000_000
 
@@ -64,6 +67,8 @@ class Participant:
         self.summing = Summing(setting, self.holdings, self.book, self.transfers, self.stepping)
         self.judge = Judge(setting, self.holdings, self.book, self.stepping)
         self._progress_at = 0
+        self._answered: dict[str, int] = {}
+        """To whom an attempt was shown in this round, and when last."""
 
     # Reading
 
@@ -172,9 +177,12 @@ class Participant:
         setting.agreement.following.retry(now)
 
     def _on_attempt_request(self, sender: str, message: AttemptRequest, now: int) -> None:
-        """Somebody was shown the record of a round, and not its attempt."""
+        """Somebody was shown the record of a round, and not its attempt. The answer is a hundred times as long as the question,
+        so each has only so many; who missed one asks again."""
         entry = self.book.get(message.attempt)
-        if entry is not None:
+        again_at = self._answered.get(sender, now - ANSWER_INTERVAL_NS) + ANSWER_INTERVAL_NS
+        if entry is not None and self.setting.roster.is_listed(sender) and now >= again_at:
+            self._answered[sender] = now
             self.setting.neighbours.send(sender, entry.message(), now)
             if entry.result is not None:
                 self.setting.neighbours.send(sender, ResultMessage(entry.result), now)
@@ -227,6 +235,7 @@ class Participant:
         self.training.certified()
         self.transfers.certified()
         self.book.clear()
+        self._answered.clear()
         self.holdings.let_go(before, self.training.contributions())
 
     def settle(self, now: int) -> None:
