@@ -155,6 +155,10 @@ WORDS: Final[dict[str, Words]] = {
     "left-out": lambda f, n: f"{_who(f, n)} is late: the round goes on without it",
     "barrier": lambda f, n: f"the round waits for {_names(f.get('missing'), n)}: {f.get('decision')}",
     "lost": lambda f, n: f"{_who(f, n)} cannot be had for attempt {f.get('attempt')}: {f.get('reason')}",
+    "obstacle": lambda f, n: (
+        f"{_who(f, n, 'by')} cannot have the bytes of {_who(f, n)} in attempt {f.get('attempt')}: {f.get('reason')}"
+    ),
+    "unplaced": lambda f, n: f"{_who(f, n)} has no neighbour in the tree: the attempt goes on without it",
     "assignment-failed": lambda f, n: f"{_who(f, n)} could not train: {f.get('reason')}",
     "training-failed": lambda f, n: f"training failed here: {f.get('reason')}",
     "trainer-died": lambda f, n: f"the trainer is started again: {f.get('reason')}",

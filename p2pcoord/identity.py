@@ -41,7 +41,7 @@ MAX_PEER_ID_LENGTH = 64
 
 # Fields of statements, bounded where they are decoded: two statements that are evidence travel on in a record.
 PeerId = Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID_LENGTH)]
-Digest = Annotated[bytes, msgspec.Meta(max_length=32)]
+Sha256 = Annotated[bytes, msgspec.Meta(max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(max_length=64)]
 
 # Verified signatures remembered, so that a certificate seen in ten messages costs one check. At 7 voters and 4 statements a

@@ -49,6 +49,8 @@ class Neighbours:
         self.links: Links | None = None
         self._addresses: tuple[str, ...] = ()
         self._reaching: dict[int, str] = {}
+        self._asked_to_reach: set[str] = set()
+        """Connected peers that were asked to dial this one, and have not answered."""
 
     def start_gossip(
         self,
@@ -99,6 +101,19 @@ class Neighbours:
             return False
         return peer in self.connected or len(self._roster.members) > FULL_MESH
 
+    def leaf(self, peer: str) -> bool:
+        """Whether others tried to dial it and could not, by what it says: then it names those that it is connected to."""
+        record = self.gossip.book.get(peer) if self.gossip is not None else None
+        return record is not None and not record.reachable and bool(record.links)
+
+    def apart(self, one: str, other: str) -> bool:
+        """Whether both are leaves, so that neither can dial the other, and neither says that they are connected."""
+        if self.gossip is None or not (self.leaf(one) and self.leaf(other)):
+            return False
+        first, second = self.gossip.book.get(one), self.gossip.book.get(other)
+        linked = first is None or second is None or one in second.links or other in first.links
+        return not linked
+
     def voter_candidates(self, but: Collection[str]) -> list[str]:
         """Living, reachable members, in order of admission; a leaf that nobody can dial never votes."""
         here = [peer for peer in self._roster.members if peer in self.connected and peer not in but]
@@ -132,9 +147,11 @@ class Neighbours:
             self.gossip.connected(peer, now)
             if not self.gossip.book.own.reachable and self._addresses:
                 self._outbox.send(peer, ReachRequest(self._addresses))
+                self._asked_to_reach.add(peer)
 
     def on_disconnected(self, peer: str, now: int) -> None:
         self.connected.discard(peer)
+        self._asked_to_reach.discard(peer)
         if self.gossip is not None and self.links is not None:
             self.gossip.disconnected(peer, now)
             self.links.on_disconnected(peer, now)
@@ -183,8 +200,9 @@ class Neighbours:
 
     def _on_reach_reply(self, sender: str, message: ReachReply, now: int) -> None:
         """Whether others can dial this peer: one that did is proof; one that could not may have its own reasons."""
-        if self.gossip is None or self.gossip.book.own.reachable:
+        if self.gossip is None or self.gossip.book.own.reachable or sender not in self._asked_to_reach:
             return
+        self._asked_to_reach.discard(sender)
         self._outbox.emit("reachable" if message.reachable else "unreachable", by=sender)
         links = () if message.reachable else tuple(sorted(self.connected))[:MAX_LEAF_LINKS]
         self.gossip.update(now, reachable=message.reachable, links=links)

@@ -204,7 +204,11 @@ def test_who_does_not_know_whether_it_can_be_dialled_asks_whom_it_meets_until_on
     n.receive(B, ReachReply(False), 1)
     assert not n.gossip.book.draft.reachable
     assert n.gossip.book.draft.links == (B,)
-    n.receive(B, ReachReply(True), 2)
+    n.receive(B, ReachReply(True), 2)  # not asked again
+    n.receive(C, ReachReply(True), 2)
+    assert not n.gossip.book.draft.reachable
+    n.on_connected(C, 2)
+    n.receive(C, ReachReply(True), 3)
     assert n.gossip.book.draft.reachable
     assert n.gossip.book.draft.links == ()
 
@@ -214,6 +218,7 @@ def test_a_leaf_names_few_of_those_it_stays_connected_to() -> None:
     n = around.neighbours
     assert n.gossip is not None
     n.connected.update(f"peer{i}" for i in range(MAX_LEAF_LINKS + 3))
+    n.on_connected(B, 0)
     n.receive(B, ReachReply(False), 1)
     assert len(n.gossip.book.draft.links) == MAX_LEAF_LINKS
 
@@ -336,3 +341,19 @@ def test_who_is_sent_something_without_a_connection_is_dialled() -> None:
     around.outbox.take()
     around.neighbours.send(B, JoinReply(""), 0)
     assert [type(effect) for effect in around.outbox.take()] == [Send]
+
+
+def test_two_leaves_cannot_be_linked_unless_one_says_so() -> None:
+    around = Around(leaves="BC")
+    neighbours = around.neighbours
+    assert not neighbours.leaf(B)  # nobody has tried yet
+    for letter in "BC":
+        said = record(letter, version=2, reachable=False, links=(D,))
+        neighbours.receive(peer_id(letter), ExchangeEnd((said,)), 0)
+    assert neighbours.leaf(B)
+    assert not neighbours.leaf(D)
+    assert neighbours.apart(B, C)
+    assert not neighbours.apart(B, D)
+    said = record("B", version=3, reachable=False, links=(C, D))
+    neighbours.receive(B, ExchangeEnd((said,)), 0)
+    assert not neighbours.apart(B, C)

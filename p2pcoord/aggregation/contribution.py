@@ -12,7 +12,7 @@ import math
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.float32 import MAX_FLOAT32
-from p2pcoord.identity import Authority, Digest, PeerId, Signature, Statement
+from p2pcoord.identity import Authority, PeerId, Sha256, Signature, Statement
 
 # 2**53 samples, steps or nanoseconds: exact as a float, and more than any round has.
 MAX_COUNT = 1 << 53
@@ -26,7 +26,7 @@ class ContributionHeader(Statement, frozen=True, tag="contribution"):
     assignment: int
     incarnation: int
     contributor: PeerId
-    base: Digest
+    base: Sha256
     content: ContentRef
     samples: int
     steps: int
@@ -41,11 +41,17 @@ class ContributionHeader(Statement, frozen=True, tag="contribution"):
         return self.origin_round, self.assignment
 
 
-def check_header(header: ContributionHeader, authority: Authority, content_bytes: int) -> None:
-    """Raises RemoteError: "bad_contribution" for impossible numbers or a size that no contribution of this run has,
-    "bad_signature"."""
+def check_header(
+    header: ContributionHeader, authority: Authority, content_bytes: int, most_samples: int = MAX_COUNT
+) -> None:
+    """Raises RemoteError: "bad_contribution" for impossible numbers, more samples than `most_samples` or a size that no
+    contribution of this run has, "bad_signature"."""
     counts = (header.samples, header.steps, header.computation_ns)
-    if header.samples < 1 or header.steps < 1 or not all(0 <= count <= MAX_COUNT for count in counts):
+    if (
+        not 1 <= header.samples <= most_samples
+        or header.steps < 1
+        or not all(0 <= count <= MAX_COUNT for count in counts)
+    ):
         raise RemoteError("bad_contribution", f"{header.samples} samples in {header.steps} steps")
     # A loss that has no float32 would make the mean of all losses infinite, and with it every attempt.
     if not (math.isfinite(header.norm) and header.norm >= 0 and abs(header.loss) <= MAX_FLOAT32):

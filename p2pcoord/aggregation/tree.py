@@ -19,7 +19,7 @@ Theory of operation
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -27,7 +27,7 @@ import msgspec
 from p2pcoord.errors import LocalError, RemoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MAX_MEMBERS: Final = 1 << 14
 """16,384 members in one tree; the virtual world is run with up to 10,000."""
@@ -118,12 +118,19 @@ class Tree(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         return max(len(children) for children in self._children)
 
 
-def build_tree(contributors: Sequence[str], fan_out: int, root: str | None = None) -> Tree:
+def build_tree(
+    contributors: Sequence[str],
+    fan_out: int,
+    root: str | None = None,
+    *,
+    apart: Callable[[str, str], bool] | None = None,
+) -> Tree:
     """The complete tree over `contributors` in their signed order, each member with up to `fan_out` children.
 
     `root`: where the sum arises; the order is rotated until it comes first, so that trees with different roots (one per
-    stripe) also have different interior members. None: the first. Raises LocalError for a fan-out below 1, no
-    contributors or one that comes twice, or a root that is none of them.
+    stripe) also have different interior members. None: the first. `apart(one, other)`: whether these two must not be parent
+    and child; who then finds no place is not in the tree, so those with many such pairs come last in a good order. Raises
+    LocalError for a fan-out below 1, no contributors or one that comes twice, or a root that is none of them.
     """
     order = tuple(contributors)
     if fan_out < 1 or not 1 <= len(order) <= MAX_MEMBERS or len(set(order)) != len(order):
@@ -135,7 +142,15 @@ def build_tree(contributors: Sequence[str], fan_out: int, root: str | None = Non
             raise LocalError(f"{root} is no contributor")
         at = order.index(root)
         order = order[at:] + order[:at]
-    return Tree(order, tuple((at - 1) // fan_out for at in range(1, len(order))))
+    if apart is None:
+        return Tree(order, tuple((at - 1) // fan_out for at in range(1, len(order))))
+    members, parents, rest = [order[0]], [], list(order[1:])
+    for at, parent in enumerate(members):  # it grows on the way: breadth first
+        children = list(islice((one for one in rest if not apart(parent, one)), fan_out))
+        members += children
+        parents += [at] * len(children)
+        rest = [one for one in rest if one not in children]
+    return Tree(tuple(members), tuple(parents))
 
 
 def check_tree(tree: Tree, contributors: Sequence[str], fan_out: int) -> None:

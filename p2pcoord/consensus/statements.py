@@ -21,7 +21,7 @@ import msgspec
 
 from p2pcoord.consensus.quorum import MAX_SIGNATURES, Committee
 from p2pcoord.errors import RemoteError
-from p2pcoord.identity import Authority, Digest, PeerId, Signature, Statement
+from p2pcoord.identity import Authority, PeerId, Sha256, Signature, Statement
 
 
 class Grant(Statement, frozen=True, tag="grant"):
@@ -38,7 +38,7 @@ class Vote(Statement, frozen=True, tag="vote"):
 
     term: int
     candidate: PeerId
-    last: Digest
+    last: Sha256
     voter: PeerId
     signature: Signature = b""
 
@@ -57,7 +57,7 @@ class Acknowledgement(Statement, frozen=True, tag="ack"):
 
     term: int
     height: int
-    record: Digest
+    record: Sha256
     voter: PeerId
     signature: Signature = b""
 
@@ -67,11 +67,11 @@ class Header(Statement, frozen=True, tag="header"):
 
     height: int
     term: int
-    previous: Digest
+    previous: Sha256
     committee: int
     """Height of the last committee record (or genesis) at or below this record, itself included."""
     kind: Annotated[str, msgspec.Meta(max_length=16)]
-    body: Digest
+    body: Sha256
     """sha256 of the body's canonical bytes."""
     coordinator: PeerId
     signature: Signature = b""
@@ -92,7 +92,7 @@ class Certificate(
 
     term: int
     height: int
-    record: Digest
+    record: Sha256
     signatures: tuple[tuple[PeerId, Signature], ...]
 
     def acknowledgements(self) -> tuple[Acknowledgement, ...]:

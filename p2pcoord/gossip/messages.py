@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.gossip.rumors import Rumor
-from p2pcoord.gossip.version_vector import Digest, PeerId, Wanted
+from p2pcoord.gossip.version_vector import Digest, Wanted
+from p2pcoord.identity import PeerId
 from p2pcoord.wire import Message
 
 # Exchange -----------------------------------------------------------------------------------------------------------

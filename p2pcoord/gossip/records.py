@@ -13,8 +13,8 @@ from typing import Annotated
 
 import msgspec
 
-from p2pcoord.gossip.version_vector import FORGOTTEN, MAX_COUNTER, PeerId, Stamp
-from p2pcoord.identity import Statement
+from p2pcoord.gossip.version_vector import FORGOTTEN, MAX_COUNTER, Stamp
+from p2pcoord.identity import PeerId, Statement
 from p2pcoord.wire import encode
 
 MAX_RECORD_BYTES = 4096

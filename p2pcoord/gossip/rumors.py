@@ -16,7 +16,8 @@ from typing import Annotated
 
 import msgspec
 
-from p2pcoord.gossip.version_vector import MAX_COUNTER, PeerId
+from p2pcoord.gossip.version_vector import MAX_COUNTER
+from p2pcoord.identity import PeerId
 
 MAX_RUMORS = 8
 """Rumors in one message: about 1 KiB. A burst of deaths takes a few more messages."""

@@ -30,6 +30,7 @@ from typing import Annotated
 import msgspec
 
 from p2pcoord.errors import LocalError, RemoteError
+from p2pcoord.identity import PeerId
 
 MAX_COUNTER = 2**32 - 1
 """Largest incarnation and version. At one change each 200 ms, versions of one incarnation last 27 years; it is 5 bytes of
@@ -45,11 +46,7 @@ one by several."""
 MAX_OTHERS = 128
 """Peers with their ids in one digest: about 60 bytes each. Outside the order are only those about to join."""
 
-MAX_ID_CHARS = 128
-"""An Ed25519 peer id has 52 characters; other kinds stay below this."""
-
 Counter = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)]
-PeerId = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 

@@ -4,7 +4,8 @@
     to be admitted       JoinRequest, to anyone it knows       a certified record names it (or a refusal says why not)
     to leave             LeaveRequest, towards the coordinator a certified record lets it go
     another put out      EvidenceMessage, to the coordinator;  a certified record excludes the other
-                         to all voters where it is the other
+                         to all voters where it is the
+                         other, or this peer
 
 A request goes on from whoever got it from its author, and once more from a voter that got it from a member without a vote: at
 most three steps, never round. All of them are made of statements that speak for themselves, so it does not matter who passes
@@ -101,7 +102,7 @@ class Admissions:
             for exclusion in list(self._exclusions.values())[:MAX_EXCLUSIONS]:
                 self._accuse(exclusion)
             self._accuse_at = NEVER
-        accuses = any(exclusion.evidence is not None for exclusion in self._exclusions.values())
+        accuses = any(e.evidence is not None and self._wanted(e) for e in self._exclusions.values())
         if accuses and self._accuse_at == NEVER:
             self._accuse_at = now + REQUEST_INTERVAL_NS
         if now < self._request_at:
@@ -197,6 +198,8 @@ class Admissions:
         if self._roster.is_member(admission.peer):
             return
         reason = self._roster.excluded(admission.peer) or self._roster.proves(admission)
+        if self.distrusts(admission.peer):
+            reason = reason or "there is evidence against it"
         if reason := reason or self._roster.check(Members(admitted=(admission,))):
             self._outbox.send(sender, JoinReply(reason))
             raise RemoteError("wrong_secret" if reason == "wrong secret" else "not_admitted", reason)
@@ -252,7 +255,7 @@ class Admissions:
 
     def exclude(self, exclusion: Exclusion) -> None:
         """Asks for a certified record that excludes a member; whoever coordinates orders it."""
-        if not self._wanted(exclusion):
+        if not self._wanted(exclusion) or self.distrusts(exclusion.peer):  # evidence is the better reason
             return
         self._exclusions[exclusion.peer] = exclusion
         self._due()
@@ -269,17 +272,18 @@ class Admissions:
         """Whether no certified record says it yet."""
         peer = exclusion.peer
         if exclusion.evidence is None:
-            return self._roster.is_member(peer)
+            return self._roster.is_member(peer) and exclusion.until > self._roster.version
         return self._roster.is_listed(peer) and not self._roster.excluded_for_good(peer)
 
     def _accuse(self, exclusion: Exclusion) -> None:
         """Evidence goes to the coordinator, again and again until it is heard. Against the coordinator itself it goes to all
-        voters: they follow it no longer, and whom they elect orders the exclusion."""
-        if exclusion.evidence is None:
+        voters: they follow it no longer, and whom they elect orders the exclusion. By the coordinator, too: it may end before
+        the record is certified."""
+        if exclusion.evidence is None or not self._wanted(exclusion):
             return
         coordinator = self._agreement.voter.coordinator
         message = EvidenceMessage(exclusion.evidence)
-        if coordinator is not None and not self.distrusts(coordinator):
+        if coordinator not in (None, self._me) and not self.distrusts(coordinator):
             self._to_coordinator(message)
             return
         for peer in self._agreement.committee.everyone:
@@ -321,12 +325,13 @@ class Admissions:
     def pending(self) -> Members | None:
         """The next record of members, of those that every voter accepts; None when nothing waits."""
         check, voters = self._roster.check, self._agreement.committee.everyone
-        excluded = [e for e in self._exclusions.values() if not check(Members(excluded=(e,)))][
-            :MAX_EXCLUSIONS
-        ]
+        excluded = [e for e in self._exclusions.values() if not check(Members(excluded=(e,)))]
+        # Who is to be excluded does not leave before: it could return at once.
+        stays = {*voters, *(exclusion.peer for exclusion in excluded)}
+        excluded = excluded[:MAX_EXCLUSIONS]
         room = MAX_ADMISSIONS - len(excluded)
         leaving = [
-            f for f in self._farewells.values() if f.peer not in voters and not check(Members(left=(f,)))
+            f for f in self._farewells.values() if f.peer not in stays and not check(Members(left=(f,)))
         ][:room]
         room -= len(leaving)
         admitted = [a for a in self._joiners.values() if not check(Members(admitted=(a,)))][:room]
@@ -342,5 +347,10 @@ class Admissions:
         if self._leaving is None and not member(self._me) and self._request_at == NEVER:
             self.wake(now)  # let go by the goodbye of an earlier life, or an exclusion is over
         self._joiners = {peer: a for peer, a in self._joiners.items() if not member(peer)}
-        self._exclusions = {peer: e for peer, e in self._exclusions.items() if self._wanted(e)}
+        # Evidence stays even against who has left, in case it comes again.
+        self._exclusions = {
+            peer: e
+            for peer, e in self._exclusions.items()
+            if self._wanted(e) or (e.evidence is not None and not self._roster.excluded_for_good(peer))
+        }
         self._farewells = {peer: f for peer, f in self._farewells.items() if member(peer)}

@@ -1,6 +1,7 @@
 """A coordinator's attempts at one round: who is in the sum, what is lost on the way, and when it must be made anew.
 
 loss                                   answer
+one member cannot have another's bytes attempt n + 1, in which they are not parent and child (`reliability`)
 a contributor's bytes are lost before  attempt n + 1 without it; losses that come together are batched
 its ancestors have summed them
 the root, before its result is known   attempt n + 1 without it
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from p2pcoord.aggregation.tree import Tree, build_tree
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.rounds.attempt import Attempt, Result, make_attempt
 from p2pcoord.rounds.collection import Headers
 from p2pcoord.rounds.messages import AttemptMessage, Obstacle, PartialMessage, Progress, ResultMessage
-from p2pcoord.rounds.plan import split
+from p2pcoord.rounds.plan import shares
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting
 
@@ -29,9 +31,16 @@ RESENT_AT_ONCE = 8
 # Losses come in crowds (a site's link fails): attempts wait this long for the next loss before they are made anew.
 BATCH_LOSSES_NS = 50_000_000
 
+# From the second attempt of a round on, the next one waits until 100, 200, 400 ms ... after its signing: whatever makes one
+# after the other fail, each costs every member a message and transfers.
+MAX_BACKOFF_NS = 5_000_000_000
+
 # An attempt in which nothing at all was heard for this long is stuck on somebody frozen that is not yet suspected. Longer
 # than a transfer may go without a byte (2.5 s in node/driver.py): its receiver knows better who is frozen.
 STALL_NS = 4_000_000_000
+
+# Of what a member says; it is told in events, and in the record that excludes somebody (MAX_REASON_LENGTH).
+MAX_REASON = 200
 
 UNREACHABLE = "unreachable"
 
@@ -65,16 +74,40 @@ class Aggregation:
         self._summed: set[str] = set()
         self._heard_at = now
         self._tell_again_at = now
+        self._told_again = 0
         self._replan_at: int | None = None
+        self._obstructed = False
+        """Whether one member of the tree cannot have another's bytes."""
+        self._tries = 0
+        self.not_before = now
+        """When the next attempt may be signed at the earliest."""
 
     # The attempt
 
-    def sign(self, headers: Headers, now: int) -> None:
-        """Attempt n + 1, over these contributions."""
+    def tree(self, headers: Headers) -> Tree:
+        """The next attempt's tree over those of the contributors that find a place: whoever cannot reach each other, by what
+        they say of themselves or by what happened, are not parent and child."""
+        setting = self.setting
+        contributors = list(dict.fromkeys(header.contributor for _, header in sorted(headers.items())))
+        pairs = self._reliability.apart(self.version)
+        leaves = {member for member in contributors if setting.neighbours.leaf(member)}
+        if not pairs and len(leaves) < 2:
+            return build_tree(contributors, setting.rules.fan_out)
+        # Who can be a neighbour of few comes last; where that is equal, it is not always the same who finds no place.
+        turn = (self.version + self.number) % len(contributors)
+        order = contributors[turn:] + contributors[:turn]
+        order.sort(key=lambda member: (member in leaves, sum(member in pair for pair in pairs)))
+
+        def apart(one: str, other: str) -> bool:
+            unlinked = one in leaves and other in leaves and setting.neighbours.apart(one, other)
+            return unlinked or frozenset((one, other)) in pairs
+
+        return build_tree(order, setting.rules.fan_out, apart=apart)
+
+    def sign(self, headers: Headers, tree: Tree, now: int) -> None:
+        """Attempt n + 1, over these contributions and this tree of their contributors."""
         setting, rules = self.setting, self.setting.rules
         self.number += 1
-        members = dict.fromkeys(header.contributor for _, header in sorted(headers.items()))
-        validation = split(rules.validation_length, len(members)) if rules.validation_length else []
         self.attempt = make_attempt(
             setting.authority,
             list(headers.values()),
@@ -83,16 +116,19 @@ class Aggregation:
             number=self.number,
             parent=self.parent,
             mean=rules.mean,
-            fan_out=rules.fan_out,
+            tree=tree,
             step=rules.step_parameters(self.version),
-            validation=validation,
+            validation=shares(rules.validation_length, len(tree.members)),
         )
         self.name = setting.authority.hash(self.attempt)
         self.headers = headers
         self.result = None
         self._summed = set()
         self._replan_at = None
+        self._obstructed = False
         self.signed_at = now
+        self.not_before = now + min(BATCH_LOSSES_NS << self._tries, MAX_BACKOFF_NS) if self._tries else now
+        self._tries = min(self._tries + 1, 16)
         self._tell_again_at = now + QUIET_NS
 
     def give_up(self) -> None:
@@ -145,7 +181,12 @@ class Aggregation:
         """Those who owe something hear of the attempt again: a message may be lost with a link that breaks, and whoever sent
         it does not know."""
         self._tell_again_at = now + QUIET_NS
-        for member in [m for m in owing if self.setting.neighbours.alive(m)][:RESENT_AT_ONCE]:
+        silent = [m for m in owing if self.setting.neighbours.alive(m)]
+        if len(silent) > RESENT_AT_ONCE:  # some others each time: the first may be silent for good
+            turn = self._told_again % len(silent)
+            silent = (silent[turn:] + silent[:turn])[:RESENT_AT_ONCE]
+        self._told_again += len(silent)
+        for member in silent:
             self._tell(member, now)
 
     def stalled(self, now: int) -> bool:
@@ -187,8 +228,11 @@ class Aggregation:
         if not reason.startswith(UNREACHABLE):
             self._reliability.failed(member, self.version, reason)
         self.setting.outbox.emit("lost", peer=member, reason=reason, attempt=self.number)
+        self._replan(now)
+
+    def _replan(self, now: int) -> None:
         if self._replan_at is None:
-            self._replan_at = now + BATCH_LOSSES_NS
+            self._replan_at = max(now + BATCH_LOSSES_NS, self.not_before)
 
     def _needed(self, member: str) -> bool:
         """Whether the sum still depends on this member: no ancestor has summed its subtree, nor is the result known."""
@@ -205,15 +249,19 @@ class Aggregation:
         """Whether the losses that come together are all in."""
         return self._replan_at is not None and now >= self._replan_at
 
-    def losses_stand(self) -> bool:
+    def losses_stand(self, now: int) -> bool:
         """Whether the attempt must be made anew: not if all losses were links that have come back meanwhile."""
+        for member, reason in self._reliability.blamed((self.version, self.number)).items():
+            self.lose(member, reason, now)
         self._replan_at = None
         self.lost = {
             member: reason
             for member, reason in self.lost.items()
             if not (reason.startswith(UNREACHABLE) and self.setting.neighbours.fit(member))
         }
-        return self.attempt is not None and any(member in self.attempt.tree for member in self.lost)
+        if self.attempt is None:
+            return False
+        return self._obstructed or any(member in self.attempt.tree for member in self.lost)
 
     def next_deadline(self) -> int:
         due = self._replan_at if self._replan_at is not None else self._heard_at + STALL_NS
@@ -240,8 +288,18 @@ class Aggregation:
         if sender not in tree:
             return
         related = {sender, *tree.children(sender), tree.parent(sender)}
-        if message.culprit in related and self._needed(message.culprit):
-            self.lose(message.culprit, message.reason, now)
+        if message.culprit not in related or not self._needed(message.culprit):
+            return
+        reason = message.reason[:MAX_REASON]
+        if sender in (message.culprit, self.setting.me):  # its own word against it, or what was seen here
+            self.lose(message.culprit, reason, now)
+            return
+        self._reliability.accuse(sender, message.culprit, (self.version, self.number))
+        self._obstructed = True
+        self.setting.outbox.emit(
+            "obstacle", peer=message.culprit, by=sender, reason=reason, attempt=self.number
+        )
+        self._replan(now)
 
     def on_progress(self, sender: str, message: Progress, now: int) -> None:
         """Only who has a part in the sum speaks for it, and not for longer than the barrier."""

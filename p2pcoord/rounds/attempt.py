@@ -11,13 +11,13 @@ a single contribution and no children sends nothing: its contribution is fetched
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from p2pcoord.aggregation.contribution import ContributionHeader, check_header
+from p2pcoord.aggregation.contribution import MAX_COUNT, ContributionHeader, check_header
 from p2pcoord.aggregation.mean import Factors, Mean
-from p2pcoord.aggregation.tree import Tree, build_tree, check_tree
+from p2pcoord.aggregation.tree import Tree, check_tree
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError
 from p2pcoord.identity import Authority, Statement
@@ -100,18 +100,18 @@ def make_attempt(
     number: int,
     parent: ContentRef,
     mean: Mean,
-    fan_out: int,
+    tree: Tree,
     step: StepParameters,
     validation: Sequence[Ranges],
 ) -> Attempt:
-    """Signs an attempt over these contributions, summed in order of (origin round, assignment)."""
+    """Signs an attempt over these contributions, summed in order of (origin round, assignment), over a tree of their
+    contributors."""
     headers = sorted(headers, key=lambda header: header.slot)
     factors = mean.factors([h.samples for h in headers], [h.norm for h in headers])
     entries = tuple(
         Entry(h.origin_round, h.assignment, h.contributor, authority.hash(h), h.content, f)
         for h, f in zip(headers, factors, strict=True)
     )
-    tree = build_tree(contributors_in_order(headers), fan_out)
     return authority.sign(
         Attempt(term, version, number, parent, entries, tree, step, tuple(validation), authority.peer_id)
     )
@@ -125,9 +125,10 @@ def check_attempt(
     mean: Mean,
     fan_out: int,
     content_bytes: int,
+    most_samples: Callable[[int], int] = lambda assignment: MAX_COUNT,
 ) -> None:
     """What a voter checks of an attempt: every header is signed and fits, each slot counts once, the factors follow from
-    the headers, the tree covers exactly the contributors. Raises RemoteError."""
+    the headers, the tree covers exactly the contributors. `most_samples`: of an assignment. Raises RemoteError."""
     if not attempt.entries:
         raise RemoteError("bad_attempt", "no contributions")
     chosen = []
@@ -135,7 +136,7 @@ def check_attempt(
         header = headers.get(entry.header)
         if header is None:
             raise RemoteError("bad_attempt", f"the header of {entry.contributor} is missing")
-        check_header(header, authority, content_bytes)
+        check_header(header, authority, content_bytes, most_samples(header.assignment))
         same = (header.slot, header.contributor, header.content) == (
             entry.slot,
             entry.contributor,

@@ -17,7 +17,16 @@ from p2pcoord.aggregation.contribution import ContributionHeader, check_header
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import RemoteError
 from p2pcoord.rounds.messages import PlanAccepted, PlanMessage, TrainingFailed
-from p2pcoord.rounds.plan import MAX_ASSIGNMENTS, Assignment, Plan, deal, inherited, least_loaded, replaced
+from p2pcoord.rounds.plan import (
+    MAX_ASSIGNMENTS,
+    Assignment,
+    Plan,
+    deal,
+    inherited,
+    least_loaded,
+    replaced,
+    size,
+)
 from p2pcoord.rounds.reliability import Reliability
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.run_config import derive_seed
@@ -26,8 +35,9 @@ from p2pcoord.synchronization.bsp import Closing, closing
 # A plan that a member has not accepted is sent again; streams are reliable, so this is for links that were cut.
 RESEND_NS = 1_000_000_000
 
-# Offers remembered in a round: each assignment finished by two members, on average.
-MAX_OFFERED = 2 * MAX_ASSIGNMENTS
+# Offers by one member remembered before there is a plan, from which it is known what the member was given. Few finish more than
+# one or two assignments, and all is offered again to a new plan.
+MAX_OFFERED_EARLY = 16
 
 Assignments = tuple[Assignment, ...]
 Headers = dict[tuple[int, int], ContributionHeader]
@@ -141,13 +151,20 @@ class Collection:
             raise RemoteError("bad_contribution", f"{sender} offers what {header.contributor} made")
         if header.origin_round != self.version or header.base != self.parent.root:
             return
-        check_header(header, setting.authority, setting.rules.contribution_bytes)
+        rules = setting.rules
+        check_header(header, setting.authority, rules.contribution_bytes, rules.most_samples(0))
         setting.admissions.see(header)
         if not setting.roster.is_member(sender):
             raise RemoteError("stranger", "offers a contribution")
-        if 0 <= header.assignment < MAX_ASSIGNMENTS and len(self._offered) < MAX_OFFERED:
+        if self._has_room(sender, header.assignment):
             self._offered.setdefault((header.assignment, sender), header)
             self._sort_in()
+
+    def _has_room(self, sender: str, assignment: int) -> bool:
+        """Whether one more offer by this member may count: nobody's offers crowd out another's."""
+        if self.plan is not None:
+            return sender in self._given.get(assignment, ())
+        return sum(by == sender for _, by in self._offered) < MAX_OFFERED_EARLY
 
     def _sort_in(self) -> None:
         """Counts what was offered by whom the plan gave it, now or before a revision; an assignment counts once."""
@@ -158,7 +175,11 @@ class Collection:
             if slot not in self.headers:
                 for member in (assignment.member, *self._given.get(assignment.index, ())):
                     header = self._offered.get((assignment.index, member))
-                    if header is not None and self._reliability.waited_for(member):
+                    # What was trained by a plan that nobody showed was dealt otherwise: that is no fault.
+                    most = self.setting.rules.most_samples(size(assignment.ranges))
+                    if header is None or header.samples > most:
+                        continue
+                    if self._reliability.waited_for(member):
                         self.headers[slot] = header
                         break
 

@@ -7,6 +7,7 @@ samples they cover. A state or metric that is not finite, or a validation that f
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import msgspec
 
@@ -15,12 +16,13 @@ from p2pcoord.consensus.record import Counted, Round, Totals
 from p2pcoord.content import ContentRef
 from p2pcoord.rounds.aggregating import Aggregation
 from p2pcoord.rounds.messages import Report, Share
+from p2pcoord.rounds.plan import size
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.synchronization.state_tracker import totals_after
 
-# What a workload measures: names and their number end up in the record.
+# What a workload measures: its names, in this many bytes together, end up in the record, beside MAX_ASSIGNMENTS contributors.
 MAX_MEASURES = 64
-MAX_MEASURE_NAME = 64
+MAX_MEASURES_BYTES = 2048
 
 Metrics = tuple[tuple[str, float], ...]
 
@@ -73,7 +75,10 @@ class Conclusion:
         attempt = self.aggregation.attempt
         if message.attempt != self.aggregation.name or attempt is None or sender not in attempt.tree:
             return False
-        share = usable(message)
+        dealt = MAX_COUNT  # of own data nobody knows how much there is
+        if attempt.validation:
+            dealt = size(attempt.validation[attempt.tree.members.index(sender)])
+        share = usable(message, dealt)
         self.shares[sender] = share
         if share.failed:
             self.setting.outbox.emit("validation-failed", peer=sender, reason=share.failed)
@@ -118,11 +123,13 @@ class Conclusion:
         }
         if samples:
             values["loss"] = sum(share.loss_sum for share in good) / samples
-            names = {name for share in good for name, _ in share.measure_sums}
+            # What most of them measure: whoever measures something else neither fills the record nor spoils a mean.
+            kinds = Counter(names_of(share) for share in good)
+            names = max(sorted(kinds), key=kinds.__getitem__)
+            measured = [dict(share.measure_sums) for share in good if names_of(share) == names]
+            covered = sum(share.samples for share in good if names_of(share) == names)
             for name in names:
-                values[f"measure.{name}"] = (
-                    sum(dict(share.measure_sums).get(name, 0.0) for share in good) / samples
-                )
+                values[f"measure.{name}"] = sum(sums[name] for sums in measured) / covered
         return tuple(sorted(values.items()))
 
     def record(self, state: ContentRef, metrics: Metrics, before: Totals) -> Round | None:
@@ -146,17 +153,25 @@ class Conclusion:
         )
 
 
-def usable(share: Share) -> Share:
-    """The share, or what is wrong with it as its `failed`: one member's numbers neither stop a round nor fill its record."""
+def names_of(share: Share) -> tuple[str, ...]:
+    """What a share measures."""
+    return tuple(sorted(name for name, _ in share.measure_sums))
+
+
+def usable(share: Share, dealt: int = MAX_COUNT) -> Share:
+    """The share of who was dealt so many samples, or what is wrong with it as its `failed`: one member's numbers neither stop
+    a round nor fill its record."""
     names = [name for name, _ in share.measure_sums]
     values = [share.loss_sum, *(value for _, value in share.measure_sums)]
     wrong = share.failed
-    if not 0 <= share.samples <= MAX_COUNT or not all(math.isfinite(value) for value in values):
+    if not 0 <= share.samples <= dealt:
+        wrong = f"it counts {share.samples} samples, of {dealt}"
+    elif not all(math.isfinite(value) for value in values):
         wrong = "its sums are not finite"
     elif (
         len(names) > MAX_MEASURES
         or len(set(names)) != len(names)
-        or any(len(n) > MAX_MEASURE_NAME for n in names)
+        or sum(len(name.encode()) for name in names) > MAX_MEASURES_BYTES
     ):
         wrong = "it measures too much, or one thing twice"
     return msgspec.structs.replace(share, failed=wrong)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from p2pcoord.aggregation.tree import build_tree
 from p2pcoord.errors import LocalError
 from p2pcoord.rounds.aggregating import STALL_NS, Aggregation
+from p2pcoord.rounds.attempt import contributors_in_order
 from p2pcoord.rounds.collection import Assignments, Collection
 from p2pcoord.rounds.conclusion import Conclusion
 from p2pcoord.rounds.messages import (
@@ -82,6 +84,8 @@ class RoundCoordinator:
         self._started_at = now
         self._phase_at = now
         self._retry_at = now
+        self._close_at: int | None = None
+        """When to close the round, if that waits for the time of the next attempt only."""
 
     # Life
 
@@ -161,6 +165,7 @@ class RoundCoordinator:
                 self._keep_attempt_alive(now)
             case Phase.VALIDATION:
                 self._tell_again(now)
+                self._retry_at = now + RETRY_NS
                 self._conclude(now)
             case Phase.COMPLETED:
                 self._next_round(now)
@@ -172,11 +177,11 @@ class RoundCoordinator:
             case Phase.INITIALIZATION:
                 return max(self._phase_at + REOFFER_WINDOW_NS, self._not_before, self._retry_at)
             case Phase.TASK_DISTRIBUTION | Phase.LOCAL_TRAINING | Phase.GRADIENT_COLLECTION:
-                return self.collection.next_deadline()
+                return self._close_at or self.collection.next_deadline()
             case Phase.AGGREGATION | Phase.MODEL_UPDATE:
                 return self.aggregation.next_deadline()
             case Phase.VALIDATION:
-                return min(self._shares_due, self.aggregation.quiet_at)
+                return min(max(self._shares_due, self._retry_at), self.aggregation.quiet_at)
             case Phase.COMPLETED:
                 return None  # certificates move it on, and the heartbeat's tick
 
@@ -324,7 +329,11 @@ class RoundCoordinator:
             return
         missing = collection.missing(self.aggregation.lost)
         decision = collection.closing(missing, now)
+        self._close_at = None
         if decision is Closing.WAIT:
+            return
+        if decision is Closing.CLOSE and now < self.aggregation.not_before:
+            self._close_at = self.aggregation.not_before
             return
         if decision is Closing.CLOSE:
             if self.phase is not Phase.GRADIENT_COLLECTION:
@@ -353,7 +362,14 @@ class RoundCoordinator:
             collection.wait_from(now)
             self._revise(collection.after_deaths(), now)
             return
-        aggregation.sign(headers, now)
+        tree = aggregation.tree(headers)
+        placed = {slot: header for slot, header in headers.items() if header.contributor in tree}
+        if not collection.suffices(placed):  # better once more as it is: a link may have come back
+            order = contributors_in_order([header for _, header in sorted(headers.items())])
+            placed, tree = headers, build_tree(order, self.setting.rules.fan_out)
+        for slot in sorted(headers.keys() - placed.keys()):
+            self.setting.outbox.emit("unplaced", peer=headers[slot].contributor, assignment=slot[1])
+        aggregation.sign(placed, tree, now)
         self.conclusion = Conclusion(self.setting, aggregation)
         if self.phase is not Phase.GRADIENT_COLLECTION:
             self._enter(Phase.GRADIENT_COLLECTION, now)
@@ -378,7 +394,7 @@ class RoundCoordinator:
         """Losses lead to the next attempt; so does who is silent for long where the attempt waits for it."""
         aggregation = self.aggregation
         if aggregation.losses_due(now):
-            if aggregation.losses_stand():
+            if aggregation.losses_stand(now):
                 self._attempt(now)
             return
         if not aggregation.stalled(now):
@@ -454,7 +470,12 @@ class RoundCoordinator:
         body = conclusion.record(state, metrics, self.participant.holdings.totals)
         if body is None:
             return
-        self.participant.book.keep(self.aggregation.name)
+        refusal = self.participant.judge.check(self.setting.me, body, now)
+        if refusal is None:
+            return
+        if refusal:
+            self._refuse(refusal, now)  # no voter would append what its own check refuses
+            return
         height = self.replication.propose(body)
         if height is None:
             return  # another record is on its way, or the duty is being handed over; tried again at the next tick

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from p2pcoord.consensus.record import Record, Round
+from p2pcoord.consensus.record import Round
 from p2pcoord.content import ContentRef
 from p2pcoord.rounds.attempt import Attempt
 from p2pcoord.rounds.attempt_book import AttemptBook
@@ -30,8 +30,9 @@ class Judge:
         self.mismatches = 0
         self._asked, self._asked_at = b"", 0
 
-    def check(self, record: Record, body: Round, now: int) -> str | None:
-        """Why a voter does not append this round ("" when it may; None: not yet). See following.Check."""
+    def check(self, ordered_by: str, body: Round, now: int) -> str | None:
+        """Why a voter does not append this round, and who coordinates does not order it ("" when it may; None: not yet). See
+        following.Check."""
         setting, version = self.setting, self.holdings.version
         if body.version <= version:
             return f"version {body.version} is certified already"
@@ -45,16 +46,16 @@ class Judge:
             return "a metric is not finite"
         entry = self.book.get(body.attempt)
         if entry is None:
-            self._ask_attempt(record, body.attempt, now)
+            self._ask_attempt(ordered_by, body.attempt, now)
             return None
         if reason := self._check_contributors(body, entry.attempt):
             return reason
         if entry.result is None:
-            self._ask_attempt(record, body.attempt, now)
+            self._ask_attempt(ordered_by, body.attempt, now)
             return None
         if entry.state is None:
             # An earlier life may have ended between the result and the state.
-            self.stepping.go_on(entry.result, self._sources(record, entry.result.sender), now)
+            self.stepping.go_on(entry.result, self._sources(ordered_by, entry.result.sender), now)
             return None
         if entry.result.content.root != body.result:
             return "its result is not the one that the tree's root signed"
@@ -81,17 +82,17 @@ class Judge:
             return "a contribution to another version"
         return ""
 
-    def _sources(self, record: Record, root: str) -> list[str]:
+    def _sources(self, ordered_by: str, root: str) -> list[str]:
         """Who has a result: whoever ordered its round, whoever sends the record now, and the tree's root."""
-        sources = [record.header.coordinator, self.setting.voter.coordinator, root]
+        sources = [ordered_by, self.setting.voter.coordinator, root]
         return [peer for peer in sources if peer and self.setting.neighbours.alive(peer)]
 
-    def _ask_attempt(self, record: Record, name: bytes, now: int) -> None:
+    def _ask_attempt(self, ordered_by: str, name: bytes, now: int) -> None:
         """Asks for an attempt and its result: whoever ordered the round, and whoever sends its record now, has them."""
         if name == self._asked and now < self._asked_at + ASK_AGAIN_NS:
             return
         self._asked, self._asked_at = name, now
-        for peer in dict.fromkeys((record.header.coordinator, self.setting.voter.coordinator)):
+        for peer in dict.fromkeys((ordered_by, self.setting.voter.coordinator)):
             if peer is not None and peer != self.setting.me:
                 self.setting.neighbours.send(peer, AttemptRequest(name), now)
 

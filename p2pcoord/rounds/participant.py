@@ -39,13 +39,16 @@ from p2pcoord.rounds.messages import (
     Report,
     ResultMessage,
 )
-from p2pcoord.rounds.plan import Plan
+from p2pcoord.rounds.plan import Plan, shares, size
 from p2pcoord.rounds.setting import Setting
 from p2pcoord.rounds.stepping import Stepping
 from p2pcoord.rounds.summing import Summing
 from p2pcoord.rounds.training import Training
 from p2pcoord.rounds.transfers import Transfers
 from p2pcoord.wire import Message
+
+# To one peer an attempt is shown this often: a little more often than a voter asks for it (judging.ASK_AGAIN_NS).
+ANSWER_INTERVAL_NS = 200_000_000
 
 # One sign of life a second for an attempt whose bytes are still moving.
 PROGRESS_INTERVAL_NS = 1_000_000_000
@@ -64,6 +67,8 @@ class Participant:
         self.summing = Summing(setting, self.holdings, self.book, self.transfers, self.stepping)
         self.judge = Judge(setting, self.holdings, self.book, self.stepping)
         self._progress_at = 0
+        self._answered: dict[str, int] = {}
+        """To whom an attempt was shown in this round, and when last."""
 
     # Reading
 
@@ -147,7 +152,12 @@ class Participant:
                 self._tell_again(now)
                 self.summing.gather(now)
             return
+        if setting.busy:  # each attempt begins fetches and a sum; this one is told again
+            raise RemoteError("overloaded", f"attempt {attempt.number}, and the ones before it are not done")
         headers = {setting.authority.hash(header): header for header in message.headers}
+        plan = self.plan
+        shown = plan.assignments if plan and plan.rank[:2] == attempt.rank[:2] else ()
+        dealt = {assignment.index: size(assignment.ranges) for assignment in shown}
         check_attempt(
             attempt,
             headers,
@@ -155,18 +165,24 @@ class Participant:
             mean=setting.rules.mean,
             fan_out=setting.rules.fan_out,
             content_bytes=setting.rules.contribution_bytes,
+            most_samples=lambda assignment: setting.rules.most_samples(dealt.get(assignment, 0)),
         )
         if not agrees(setting.rules.step_parameters(attempt.version), attempt.step):
             raise RemoteError("bad_attempt", "the scalars of the step do not follow from the run's rules")
+        if attempt.validation != shares(setting.rules.validation_length, len(attempt.tree.members)):
+            raise RemoteError("bad_attempt", "the validation is not dealt over the tree's members")
         if self.book.add(name, Attempted(attempt, headers)):
             self.holdings.stop_fetching()
         self.summing.gather(now)
         setting.agreement.following.retry(now)
 
     def _on_attempt_request(self, sender: str, message: AttemptRequest, now: int) -> None:
-        """Somebody was shown the record of a round, and not its attempt."""
+        """Somebody was shown the record of a round, and not its attempt. The answer is a hundred times as long as the question,
+        so each has only so many; who missed one asks again."""
         entry = self.book.get(message.attempt)
-        if entry is not None:
+        again_at = self._answered.get(sender, now - ANSWER_INTERVAL_NS) + ANSWER_INTERVAL_NS
+        if entry is not None and self.setting.roster.is_listed(sender) and now >= again_at:
+            self._answered[sender] = now
             self.setting.neighbours.send(sender, entry.message(), now)
             if entry.result is not None:
                 self.setting.neighbours.send(sender, ResultMessage(entry.result), now)
@@ -219,6 +235,7 @@ class Participant:
         self.training.certified()
         self.transfers.certified()
         self.book.clear()
+        self._answered.clear()
         self.holdings.let_go(before, self.training.contributions())
 
     def settle(self, now: int) -> None:

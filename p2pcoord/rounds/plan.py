@@ -14,8 +14,8 @@ import msgspec
 from p2pcoord.errors import RemoteError
 from p2pcoord.identity import Statement
 
-# A round's record names every contribution in about 67 bytes, and a body holds 64 KiB.
-MAX_ASSIGNMENTS = 900
+# A round's record names every contribution in up to 76 bytes, and a body holds 64 KiB; the rest is for metrics.
+MAX_ASSIGNMENTS = 800
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -64,6 +64,10 @@ def check_plan(plan: Plan, train_length: int) -> None:
             raise RemoteError("bad_plan", f"assignment {assignment.index} lies outside the training data")
 
 
+def size(ranges: Ranges) -> int:
+    return sum(high - low for low, high in ranges)
+
+
 def deal(length: int, parts: int, version: int, offset: int) -> list[Ranges]:
     """Cuts `length` samples into `parts` nearly equal ranges, beginning elsewhere each version.
 
@@ -88,6 +92,11 @@ def split(length: int, parts: int) -> list[Ranges]:
     """Cuts `length` samples into `parts` nearly equal consecutive ranges, each sample in exactly one; some may be empty."""
     cuts = [length * i // parts for i in range(parts + 1)]
     return [((low, high),) if high > low else () for low, high in pairwise(cuts)]
+
+
+def shares(length: int, members: int) -> tuple[Ranges, ...]:
+    """The validation data over so many members; empty where each validates its own."""
+    return tuple(split(length, members)) if length else ()
 
 
 def replaced(assignments: Sequence[Assignment], index: int, member: str) -> tuple[Assignment, ...]:

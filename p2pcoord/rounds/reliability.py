@@ -6,6 +6,12 @@
     not known to live    goes to another                none
 
 Whoever fails the rounds it was counted on for, several in a row, is left out for some versions.
+
+That one member cannot have another's bytes is the word of one against the other, or their link's fault: it counts against
+neither, and the two are kept apart in the tree for a while. To blame is
+
+    who is accused           by two members
+    who accuses              in two attempts, and nobody else confirms it
 """
 
 from __future__ import annotations
@@ -22,6 +28,14 @@ SUSPECT_PATIENCE_NS = 3_000_000_000
 FAILURES_BEFORE_EXCLUSION = 3
 
 
+# So many versions are two members kept apart of whom one could not have the other's bytes: a broken link costs one attempt in
+# so many rounds, and one that was mended is used again.
+APART_VERSIONS = 16
+
+# Remembered at a time: who accuses twice is left out, so there are far fewer.
+MAX_ACCUSATIONS = 1024
+
+
 class Reliability:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -30,6 +44,8 @@ class Reliability:
         """Since when a member of the plan has not been fit."""
         self._failures: dict[str, tuple[int, int]] = {}
         """Member -> (rounds failed in a row of those this coordinator led, the last of them)."""
+        self._accusations: dict[tuple[str, str], tuple[int, int]] = {}
+        """(Accuser, accused) -> (version, number) of the attempt."""
 
     def living(self) -> list[str]:
         """Members to which new work may be given, in order of admission."""
@@ -62,6 +78,33 @@ class Reliability:
             del self._failures[member]
             why = f"failed {FAILURES_BEFORE_EXCLUSION} rounds: {reason}"
             self.setting.admissions.exclude(self.setting.roster.exclusion_of(member, why))
+
+    def accuse(self, accuser: str, accused: str, attempt: tuple[int, int]) -> None:
+        """A member says that it could not have another's bytes in this attempt (version, number)."""
+        self._accusations.setdefault((accuser, accused), attempt)
+        if len(self._accusations) > MAX_ACCUSATIONS:
+            del self._accusations[next(iter(self._accusations))]
+
+    def apart(self, version: int) -> frozenset[frozenset[str]]:
+        """Pairs that are kept apart in the tree of an attempt to make this version."""
+        self._accusations = {
+            pair: attempt
+            for pair, attempt in self._accusations.items()
+            if attempt[0] > version - APART_VERSIONS
+        }
+        return frozenset(map(frozenset, self._accusations))
+
+    def blamed(self, attempt: tuple[int, int]) -> dict[str, str]:
+        """Whom the accusations in this attempt show to be at fault, and why. What is confirmed is settled."""
+        blamed = {}
+        for _, accused in [pair for pair, at in self._accusations.items() if at == attempt]:
+            if len([pair for pair in self._accusations if pair[1] == accused]) > 1:
+                blamed[accused] = "several members could not have its bytes"
+                self._accusations = {pair: at for pair, at in self._accusations.items() if pair[1] != accused}
+        for accuser, _ in [pair for pair, at in self._accusations.items() if at == attempt]:
+            if len({at for pair, at in self._accusations.items() if pair[0] == accuser}) > 1:
+                blamed[accuser] = "it accuses one member after the other"
+        return blamed
 
     def contributed(self, members: Iterable[str]) -> None:
         """What these made was certified."""

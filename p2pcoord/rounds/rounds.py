@@ -58,7 +58,7 @@ class Rounds:
     # Work
 
     def check(self, record: Record, body: Round, now: int) -> str | None:
-        return self.participant.judge.check(record, body, now)
+        return self.participant.judge.check(record.header.coordinator, body, now)
 
     def certified(self, records: Sequence[Record], now: int) -> None:
         rounds = [record for record in records if isinstance(record.body, Round)]

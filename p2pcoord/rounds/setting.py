@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from p2pcoord.aggregation.contribution import MAX_COUNT
 from p2pcoord.aggregation.mean import Mean
 from p2pcoord.consensus.agreement import Agreement
 from p2pcoord.consensus.evidence import SignedStatement
@@ -49,6 +50,19 @@ class Rules(msgspec.Struct, frozen=True):
     seed: int
     pinned: frozenset[bytes] = frozenset()
     """Roots that are kept for as long as the run lasts: the founder's data set and frozen parameters."""
+    local_epochs: int = 1
+    local_steps: int | None = None
+    batch_size: int | None = None
+    """What the run file says; None: the workload's own, which nobody else knows."""
+
+    def most_samples(self, dealt: int) -> int:
+        """How many samples training may count, with repetition, that was dealt so many (all of them when it is not known
+        which; of own data nobody knows how much there is). A time limit makes it fewer."""
+        dealt = dealt or self.train_length
+        if self.local_steps is None:
+            return min(self.local_epochs * dealt, MAX_COUNT) if dealt else MAX_COUNT
+        batch = min(self.batch_size or dealt, dealt or MAX_COUNT)  # no batch has more than there is
+        return min(self.local_steps * batch, MAX_COUNT) if batch else MAX_COUNT
 
     def step_parameters(self, version: int) -> StepParameters:
         return self.optimizer.parameters(version, self.learning_rate(version))
@@ -75,6 +89,9 @@ def rules_of(config: RunConfig, pins: WorkloadPins, genesis: Genesis) -> Rules:
         state_zero=genesis.state,
         seed=derive_seed(run_id(config), "rounds"),
         pinned=frozenset(ref.root for ref in (genesis.dataset, genesis.frozen) if ref is not None),
+        local_epochs=config.strategy.local_epochs,
+        local_steps=config.strategy.local_steps,
+        batch_size=config.local.batch_size,
     )
 
 
@@ -91,6 +108,14 @@ class Others(Protocol):
 
     def link(self, peer: str, now: int) -> bool:
         """Whether there is a connection to it; if not, it is dialled."""
+        ...
+
+    def leaf(self, peer: str) -> bool:
+        """Whether nobody could dial it, by what it says of itself."""
+        ...
+
+    def apart(self, one: str, other: str) -> bool:
+        """Whether the two can have no connection, by what they say of themselves."""
         ...
 
     def send(self, peer: str, message: msgspec.Struct, now: int) -> None: ...
@@ -177,6 +202,11 @@ class Setting:
     def coordinates(self, peer: str, term: int) -> bool:
         """Whether this log says that `peer` opened `term`."""
         return self.voter.ledger.coordinator_of(term) == peer
+
+    @property
+    def busy(self) -> bool:
+        """Half of what may be in flight is: nothing is begun that another asks for."""
+        return 2 * len(self._then) >= MAX_IN_FLIGHT
 
     def start(self, effect: Effect, then: Then) -> int:
         """Puts an effect that will be answered to `then`, exactly once, in this life."""

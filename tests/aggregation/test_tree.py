@@ -191,3 +191,15 @@ def test_depth_grows_with_the_logarithm():
     depths = [build_tree(names(count), 4).depth for count in (1, 5, 21, 85, 1365, 10_000)]
     assert depths == [0, 1, 2, 3, 5, math.ceil(math.log(3 * 10_000 + 1, 4)) - 1]
     assert all(before < after for before, after in pairwise(depths))
+
+
+def test_who_must_be_kept_apart_are_not_parent_and_child_and_who_finds_no_place_is_left_out() -> None:
+    def apart(one: str, other: str) -> bool:
+        return {one, other} in ({"peer0", "peer1"}, {"peer0", "peer4"}, {"peer3", "peer5"})
+
+    tree = build_tree(names(6), 2, apart=apart)
+    assert set(tree.members) == set(names(6))
+    check_tree(tree, names(6), 2)
+    assert not any(apart(parent, child) for parent in tree.members for child in tree.children(parent))
+    assert build_tree(names(6), 2, apart=lambda one, other: False) == build_tree(names(6), 2)
+    assert build_tree(names(6), 2, apart=lambda one, other: True).members == ("peer0",)

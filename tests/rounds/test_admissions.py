@@ -342,3 +342,46 @@ def test_joiners_without_number_and_an_exclusion_make_a_record_that_every_voter_
     assert [exclusion.peer for exclusion in pending.excluded] == [D]
     assert len(pending.admitted) == MAX_ADMISSIONS - 1
     assert world.peer("B").roster.check(pending) == ""
+
+
+def test_who_is_to_be_excluded_does_not_leave_before_and_return_at_once() -> None:
+    world = world_of()
+    asked = admissions(world)
+    answers(world, "D", "A", LeaveRequest(farewell("D")))
+    asked.exclude(Exclusion(D, "late", 2))
+    pending = asked.pending()
+    assert pending is not None
+    assert (len(pending.left), len(pending.excluded)) == (0, 1)
+    world.execute("run 1s")
+    roster = world.peer("A").roster
+    assert roster.excluded(D) == "late"
+    assert roster.is_listed(D)
+
+
+def test_evidence_against_who_has_left_is_kept_for_its_return() -> None:
+    world = world_of()
+    world.inject("C", "B", EvidenceMessage(votes("D")))  # not heard by A, which lets D go
+    asked = admissions(world, "B")
+    assert asked.distrusts(D)
+    for letter in "ABC":
+        world.peer(letter).roster._members.pop(D)
+    asked.certified(0)
+    assert asked.distrusts(D)
+    (said,) = answers(world, "D", "B", JoinRequest(admission(D)))
+    assert said == ("D", JoinReply("there is evidence against it"))
+
+
+def test_evidence_is_not_replaced_by_a_lesser_reason() -> None:
+    world = world_of()
+    world.execute("cut A B")
+    world.execute("cut A C")  # nothing is certified
+    world.inject("D", "A", EvidenceMessage(votes("C")))
+    admissions(world).exclude(Exclusion(C, "late", 2))
+    assert admissions(world)._exclusions[C].evidence is not None
+
+
+def test_evidence_that_the_coordinator_found_outlives_it() -> None:
+    """It is told to all voters at once, as one alone may end before the record is certified."""
+    world = world_of()
+    said = answers(world, "D", "A", EvidenceMessage(votes("C")))
+    assert ("B", EvidenceMessage(votes("C"))) in said

@@ -1,10 +1,14 @@
 """A coordinator's attempts, through whole peers. What a loss leads to is told in tests/scripts/rounds."""
 
+from itertools import pairwise
+
 import msgspec
 
+from p2pcoord.aggregation.tree import Tree
 from p2pcoord.content import ContentRef
+from p2pcoord.rounds.aggregating import MAX_BACKOFF_NS, RESENT_AT_ONCE
 from p2pcoord.rounds.attempt import Partial
-from p2pcoord.rounds.messages import AttemptMessage, PartialMessage
+from p2pcoord.rounds.messages import AttemptMessage, Obstacle, PartialMessage
 from tests.round_runner import RoundWorld, holding
 from tests.script_runner import authority_of, letter_of, peer_id
 
@@ -43,3 +47,110 @@ def test_a_root_that_says_it_passed_its_sum_up_is_still_what_everybody_waits_for
     world.inject(leaf, "A", PartialMessage(unsigned))
     assert aggregation.blocking() or root == "A"
     assert world.rejected("A")["bad_signature"] == 1
+
+
+def tree_of(world: RoundWorld) -> Tree:
+    attempt = world.coordinator("A").aggregation.attempt
+    assert attempt is not None
+    return attempt.tree
+
+
+def accuse(world: RoundWorld, letter: str, culprit: str) -> list[str]:
+    """What came of it half a second later."""
+    obstacle = Obstacle(world.coordinator("A").aggregation.name, peer_id(culprit), "no source has it")
+    printed = world.inject(letter, "A", obstacle)
+    return printed + world.execute("run 500ms")
+
+
+def neighbours(tree: Tree, letter: str) -> str:
+    me = peer_id(letter)
+    parent = tree.parent(me)
+    return "".join(map(letter_of, (*tree.children(me), *([parent] if parent else []))))
+
+
+SIX = ("C combine", "C fetch", "A combine", "B combine", "D combine", "E combine", "F combine")
+
+
+def test_a_pair_that_fails_is_kept_apart_and_counts_against_neither() -> None:
+    world = holding(*SIX, options="A B C members D E F")
+    accused = neighbours(tree_of(world), "E")[0]
+    printed = accuse(world, "E", accused)
+    assert not any("lost" in line for line in printed)
+    tree = tree_of(world)
+    assert world.coordinator("A").aggregation.number == 2
+    assert len(tree.members) == 6
+    assert accused not in neighbours(tree, "E")
+
+
+def test_who_is_accused_by_two_is_left_out() -> None:
+    world = holding(*SIX, options="A B C members D E F")
+    culprit = next(
+        letter for letter in "BCDEF" if len(neighbours(tree_of(world), letter).replace("A", "")) > 1
+    )
+    one, other = neighbours(tree_of(world), culprit).replace("A", "")[:2]
+    obstacle = Obstacle(world.coordinator("A").aggregation.name, peer_id(culprit), "no source has it")
+    world.inject(one, "A", obstacle)
+    printed = accuse(world, other, culprit)
+    assert any(f"lost peer={culprit} reason='several" in line for line in printed)
+    assert peer_id(culprit) not in tree_of(world)
+
+
+def test_who_accuses_in_one_attempt_after_the_other_is_the_one_left_out() -> None:
+    world = holding(*SIX, options="A B C members D E F")
+    accuse(world, "E", neighbours(tree_of(world), "E")[0])
+    printed = accuse(world, "E", neighbours(tree_of(world), "E")[0])
+    assert any("lost peer=E reason='it accuses" in line for line in printed)
+    assert set(tree_of(world).members) == {peer_id(letter) for letter in "ABCDF"}
+
+
+def test_members_that_dial_out_only_are_not_parent_and_child() -> None:
+    world = holding("A train", options="A B C members D E F")
+    around = world.participant("A").setting.neighbours
+    leaves = {peer_id(letter) for letter in "BCE"}
+    around.leaf = lambda peer: peer in leaves  # type: ignore[method-assign]
+    around.apart = lambda one, other: {one, other} <= leaves  # type: ignore[method-assign]
+    world.execute("hold A combine fetch")
+    world.execute("release A train")
+    world.execute("settle")
+    tree = tree_of(world)
+    assert len(tree.members) == 6
+    assert not any({parent, child} <= leaves for parent in tree.members for child in tree.children(parent))
+
+
+def test_two_that_cannot_do_without_each_other_are_left_out_in_turn() -> None:
+    """One alone is half of them, and that suffices here: the round goes on."""
+    world = holding(
+        "A combine", "A train", "B combine", "C combine", options="A members B C barrier=1s share=0.3"
+    )
+    world.execute("run 1500ms")
+    assert len(tree_of(world).members) == 2
+    root = letter_of(tree_of(world).root)
+    other = "C" if root == "B" else "B"
+    accuse(world, root, other)
+    assert len(tree_of(world).members) == 1
+
+
+def test_attempts_that_follow_each_other_back_off() -> None:
+    world = holding(*SIX, options="A B C members D E F")
+    aggregation = world.coordinator("A").aggregation
+    waits = []
+    for _ in range(10):
+        aggregation.sign(aggregation.headers, tree_of(world), 0)
+        waits.append(aggregation.not_before)
+    assert waits[0] == 100_000_000
+    assert all(later >= sooner for sooner, later in pairwise(waits))
+    assert waits[-1] == MAX_BACKOFF_NS
+
+
+def test_when_many_owe_something_all_hear_of_the_attempt_again_in_turn() -> None:
+    world = holding("A combine", "A fetch")
+    aggregation = world.coordinator("A").aggregation
+    told: list[str] = []
+    aggregation._tell = lambda member, now: told.append(member)  # type: ignore[method-assign]
+    aggregation.setting.neighbours.alive = lambda peer: True  # type: ignore[method-assign]
+    owing = [f"peer{number}" for number in range(2 * RESENT_AT_ONCE + 3)]
+    aggregation.tell_again(owing, 0)
+    assert told == owing[:RESENT_AT_ONCE]
+    aggregation.tell_again(owing, 1)
+    aggregation.tell_again(owing, 2)
+    assert set(told) == set(owing)

@@ -42,7 +42,7 @@ def attempt_over(headers: Sequence[ContributionHeader], mean: Mean = MEAN, fan_o
         number=1,
         parent=ContentRef(bytes(32), 8),
         mean=mean,
-        fan_out=fan_out,
+        tree=build_tree(contributors_in_order(sorted(headers, key=lambda h: h.slot)), fan_out),
         step=STEP,
         validation=(),
     )
@@ -54,6 +54,14 @@ def by_hash(headers: Sequence[ContributionHeader]) -> dict[bytes, ContributionHe
 
 def check(attempt: Attempt, headers: Mapping[bytes, ContributionHeader], fan_out: int = 2) -> None:
     check_attempt(attempt, headers, authority_of("F"), mean=MEAN, fan_out=fan_out, content_bytes=SIZE)
+
+
+def test_more_samples_than_were_dealt_are_refused_by_who_knows_the_plan() -> None:
+    attempt, headers = attempt_over(HEADERS), by_hash(HEADERS)
+    known = {"mean": MEAN, "fan_out": 2, "content_bytes": SIZE}
+    check_attempt(attempt, headers, A, **known, most_samples=lambda assignment: 10 + assignment)
+    with pytest.raises(RemoteError, match="samples"):
+        check_attempt(attempt, headers, A, **known, most_samples=lambda assignment: 12)
 
 
 def refusal(

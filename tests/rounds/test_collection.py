@@ -2,12 +2,16 @@
 
 import math
 
+import msgspec
 import pytest
 
 from p2pcoord.content import ContentRef
+from p2pcoord.rounds.collection import MAX_OFFERED_EARLY, Collection
 from p2pcoord.rounds.messages import Offering
+from p2pcoord.rounds.plan import MAX_ASSIGNMENTS
+from p2pcoord.wire import encode
 from tests.round_runner import collecting, header
-from tests.script_runner import peer_id
+from tests.script_runner import authority_of, peer_id
 
 
 def test_a_header_for_an_assignment_that_was_never_given_to_its_sender_does_not_count() -> None:
@@ -72,3 +76,37 @@ def test_two_headers_in_one_slot_exclude_their_signer() -> None:
     world.execute("run 1s")
     for letter in "AC":
         assert "two ContributionHeader" in world.peer(letter).roster.excluded(peer_id("B"))
+
+
+def test_more_samples_than_there_are_are_refused_and_more_than_were_dealt_do_not_count() -> None:
+    world = collecting()
+    world.inject("B", "A", Offering(header(world, "B", 1, samples=world.rules.train_length + 1)))
+    assert world.rejected("A") == {"bad_contribution": 1}
+    world.inject("B", "A", Offering(header(world, "B", 1, samples=35)))  # of 100, over three
+    assert world.coordinator("A").collection.headers == {}
+    world.inject("C", "A", Offering(header(world, "C", 2, samples=33)))
+    assert set(world.coordinator("A").collection.headers) == {(1, 2)}
+
+
+def test_what_two_members_offer_does_not_crowd_out_the_others() -> None:
+    world = collecting()
+    for letter in "BC":
+        for assignment in range(MAX_ASSIGNMENTS):
+            world._arrive(letter, "A", encode(Offering(header(world, letter, assignment % 256))))
+            other = msgspec.structs.replace(header(world, letter, 1), assignment=assignment)
+            world._arrive(letter, "A", encode(Offering(authority_of(letter).sign(other))))
+    collection = world.coordinator("A").collection
+    assert set(collection._offered) == {(1, peer_id("B")), (2, peer_id("C"))}
+    world.execute("release A")
+    world.execute("settle")
+    assert set(collection.headers) == {(1, 0), (1, 1), (1, 2)}
+
+
+def test_before_there_is_a_plan_each_member_has_room_for_a_few_offers() -> None:
+    world = collecting()
+    collection = world.coordinator("A").collection
+    fresh = Collection(collection.setting, collection._reliability, 1, collection.parent, 0)
+    for assignment in range(200):
+        fresh.admit(peer_id("B"), header(world, "B", assignment))
+    fresh.admit(peer_id("C"), header(world, "C", 2))
+    assert len(fresh._offered) == MAX_OFFERED_EARLY + 1

@@ -1,8 +1,11 @@
 """The phases that a coordinator drives, through whole peers. The course of rounds is told in tests/scripts/rounds."""
 
+import msgspec
+
 from p2pcoord.effects import Emit
 from p2pcoord.rounds.messages import PlanAccepted, PlanMessage
-from tests.round_runner import RoundWorld, collecting, started
+from p2pcoord.rounds.phases import Phase
+from tests.round_runner import RoundWorld, collecting, holding, started
 
 
 def test_fewer_members_than_the_run_asks_for_hold_the_round_back_and_the_run_rests() -> None:
@@ -67,3 +70,32 @@ def test_the_duty_is_handed_over_between_rounds_only() -> None:
         4,
         5,
     }
+
+
+def test_what_its_own_check_refuses_is_not_ordered() -> None:
+    world = holding("C validate")
+    coordinator = world.coordinator("A")
+    assert coordinator.phase is Phase.VALIDATION
+    height = world.peer("A").agreement.voter.ledger.height
+    totals = coordinator.participant.holdings.totals
+    coordinator.participant.holdings.totals = msgspec.structs.replace(totals, training_step=7)
+    record = coordinator.conclusion.record
+    coordinator.conclusion.record = lambda state, metrics, before: record(state, metrics, totals)  # type: ignore[method-assign]
+    world.execute("release C")
+    printed = world.execute("settle")
+    assert any("attempt-refused reason='its totals do not follow" in line for line in printed)
+    assert world.peer("A").agreement.voter.ledger.height == height
+
+
+def test_a_validation_whose_time_is_over_and_that_cannot_conclude_yet_is_looked_at_again_later() -> None:
+    """A deadline in the past would keep the process busy."""
+    world = holding("B validate", options="A B C barrier=1s")
+    coordinator = world.coordinator("A")
+    coordinator.participant.judge.check = lambda *_: None  # type: ignore[method-assign]
+    world.execute("run 1500ms")
+    assert coordinator.phase is Phase.VALIDATION
+    now = world.machines["A"].clock
+    coordinator.tick(now)
+    deadline = coordinator.next_deadline()
+    assert deadline is not None
+    assert deadline > now

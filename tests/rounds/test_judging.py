@@ -5,18 +5,18 @@ import math
 import msgspec
 import pytest
 
-from p2pcoord.consensus.record import Counted, Record, Round, Totals, make_record
+from p2pcoord.consensus.record import Counted, Round, Totals
 from p2pcoord.effects import Done, Outcome, Send, Stepped
 from p2pcoord.rounds.messages import AttemptRequest
 from simulations import quadratic
 from tests.round_runner import RoundWorld, holding
-from tests.script_runner import authority_of, peer_id
+from tests.script_runner import peer_id
 
 A, B = (peer_id(letter) for letter in "AB")
 
 
-def judged(**changes: object) -> tuple[RoundWorld, Round, Record]:
-    """B has stepped; the record that A would propose, changed."""
+def judged(**changes: object) -> tuple[RoundWorld, Round]:
+    """B has stepped; the body that A would propose, changed."""
     world = holding("A validate", "B validate", "C validate")
     coordinator = world.coordinator("A")
     attempt, result, state = (
@@ -41,14 +41,12 @@ def judged(**changes: object) -> tuple[RoundWorld, Round, Record]:
         (("loss", 0.5),),
         Totals(0, 1, 0.5, state.root),
     )
-    body = msgspec.structs.replace(body, **changes)
-    record = make_record(authority_of("A"), height=6, term=2, previous=bytes(32), committee=4, body=body)
-    return world, body, record
+    return world, msgspec.structs.replace(body, **changes)
 
 
 def verdict(**changes: object) -> str | None:
-    world, body, record = judged(**changes)
-    return world.participant("B").judge.check(record, body, 0)
+    world, body = judged(**changes)
+    return world.participant("B").judge.check(A, body, 0)
 
 
 def test_a_record_that_says_what_was_computed_here_is_appended() -> None:
@@ -56,9 +54,9 @@ def test_a_record_that_says_what_was_computed_here_is_appended() -> None:
 
 
 def test_a_voter_waits_for_a_record_whose_attempt_it_has_not_seen_and_asks_for_it() -> None:
-    world, body, record = judged(attempt=b"\x05" * 32)
+    world, body = judged(attempt=b"\x05" * 32)
     world.peer("B").outbox.take()
-    assert world.participant("B").judge.check(record, body, 0) is None
+    assert world.participant("B").judge.check(A, body, 0) is None
     (asked,) = [effect for effect in world.peer("B").outbox.take() if isinstance(effect, Send)]
     assert asked.to == A
     world._leave(world.machines["B"], asked)
@@ -90,18 +88,18 @@ def test_a_voter_refuses_a_record_that_says_anything_else(changes: dict[str, obj
 
 
 def test_a_voter_refuses_another_contributor_and_another_weight() -> None:
-    world, body, record = judged()
+    world, body = judged()
     participant = world.participant("B")
     for changes in ({"contributor": B}, {"weight": 0.5}, {"assignment": 9}, {"origin_round": 0}):
         first = msgspec.structs.replace(body.contributors[0], **changes)
         forged = msgspec.structs.replace(body, contributors=(first, *body.contributors[1:]))
-        assert participant.judge.check(record, forged, 0) == "its contributors are not those of its attempt"
+        assert participant.judge.check(A, forged, 0) == "its contributors are not those of its attempt"
 
 
 def test_a_silenced_voter_appends_nothing() -> None:
-    world, body, record = judged()
+    world, body = judged()
     world.peer("B").agreement.voter.silenced = "wrong twice"
-    assert world.participant("B").judge.check(record, body, 0) == "wrong twice"
+    assert world.participant("B").judge.check(A, body, 0) == "wrong twice"
 
 
 def other_state(world: RoundWorld, letter: str, versions: int) -> None:

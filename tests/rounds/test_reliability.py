@@ -1,7 +1,12 @@
 """Whom a coordinator counts on, and who is left out for a while."""
 
 from p2pcoord.consensus.record import Exclusion
-from p2pcoord.rounds.reliability import FAILURES_BEFORE_EXCLUSION, SUSPECT_PATIENCE_NS, Reliability
+from p2pcoord.rounds.reliability import (
+    APART_VERSIONS,
+    FAILURES_BEFORE_EXCLUSION,
+    SUSPECT_PATIENCE_NS,
+    Reliability,
+)
 from tests.round_runner import RoundWorld, started
 from tests.script_runner import peer_id
 
@@ -85,3 +90,23 @@ def test_nobody_waits_for_the_work_of_who_is_no_member_any_more() -> None:
     world.execute("run 5s")
     assert not world.peer("A").roster.is_member(peer_id("D"))
     assert world.participant("A").version == 1
+
+
+def test_two_that_failed_each_other_are_kept_apart_for_some_versions_and_no_longer() -> None:
+    reliability = Reliability(started("A B C", begin="").participant("A").setting)
+    reliability.accuse("B", "C", (1, 1))
+    assert reliability.blamed((1, 1)) == {}
+    assert reliability.apart(APART_VERSIONS) == {frozenset("BC")}
+    assert reliability.apart(APART_VERSIONS + 1) == frozenset()
+
+
+def test_to_blame_is_who_is_accused_by_two_and_else_who_accuses_in_two_attempts() -> None:
+    reliability = Reliability(started("A B C", begin="").participant("A").setting)
+    reliability.accuse("B", "C", (1, 1))
+    reliability.accuse("B", "D", (1, 1))
+    assert reliability.blamed((1, 1)) == {}
+    reliability.accuse("E", "C", (1, 2))
+    assert list(reliability.blamed((1, 2))) == ["C"]
+    assert reliability.apart(1) == {frozenset("BD")}
+    reliability.accuse("B", "E", (2, 1))
+    assert list(reliability.blamed((2, 1))) == ["B"]

@@ -5,6 +5,7 @@ from hashlib import sha256
 import msgspec
 import pytest
 
+from p2pcoord.aggregation.contribution import MAX_COUNT
 from p2pcoord.aggregation.mean import Mean
 from p2pcoord.consensus.record import Genesis
 from p2pcoord.content import ContentRef
@@ -150,3 +151,21 @@ def test_who_coordinates_a_term_is_what_the_log_says() -> None:
     assert not of.coordinates(peer_id("A"), 3)
     assert of.newest_opening.coordinator == peer_id("A")
     assert of.newest_opening.term == 2
+
+
+def test_the_most_samples_that_training_counts_follow_from_the_run_and_what_was_dealt() -> None:
+    thousand = data(1000)
+
+    def most(text: str, dealt: int, train: DataPins | None = thousand) -> int:
+        return rules_of(config(text), pins(train), genesis()).most_samples(dealt)
+
+    assert most("[strategy]\nlocal_epochs = 3", 50) == 150
+    assert most("[strategy]\nlocal_epochs = 3", 0) == 3000
+    assert most("[strategy]\nlocal_steps = 20\n[local]\nbatch_size = 8", 50) == 160
+    assert most("[strategy]\nlocal_steps = 20\n[local]\nbatch_size = 80", 50) == 1000
+    assert (
+        most("[strategy]\nlocal_steps = 20", 50) == 1000
+    )  # the batch is the workload's, and no larger than 50
+    assert most("[strategy]\nlocal_epochs = 3", 0, None) == MAX_COUNT
+    assert most("[strategy]\nlocal_steps = 20", 0, None) == MAX_COUNT
+    assert most("[strategy]\nlocal_steps = 20\n[local]\nbatch_size = 8", 0, None) == 160
