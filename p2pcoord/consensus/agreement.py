@@ -139,13 +139,14 @@ class Agreement:
     def tick(self, now: int) -> None:
         self.election.tick(now)
         self.replication.tick(now)
+        self.catch_up.tick(now)
 
     def postpone(self, now: int) -> None:
         self.election.postpone(now)
         self.replication.postpone(now)
 
     def next_deadline(self) -> int:
-        return min(self.election.next_deadline(), self.replication.next_deadline())
+        return min(part.next_deadline() for part in (self.election, self.replication, self.catch_up))
 
     # Reading
 

@@ -17,6 +17,7 @@ from p2pcoord.consensus.election import Election
 from p2pcoord.consensus.messages import Records, RecordsRequest
 from p2pcoord.consensus.record import Opening, Record
 from p2pcoord.consensus.voter import Appended, Certified, Frame, Truncated, Voter
+from p2pcoord.effects import NEVER
 from p2pcoord.errors import RemoteError
 
 # A peer is asked for records at most this often, whatever it shows: five a second catch up 300 records a second.
@@ -40,6 +41,8 @@ class CatchUp:
         self._body_next = False
         """Whether the body that is lacking is asked for next, not the records that follow."""
         self._answered_at: dict[str, int] = {}
+        self._more: tuple[str, int] | None = None
+        """Who has more certified records than its last answer brought, and when to ask for them."""
 
     def ask(self, peer: str, now: int) -> None:
         """Asks a peer for the certified records after ours, or for the body that is lacking, not too often."""
@@ -53,6 +56,14 @@ class CatchUp:
             height = lacking
         self._body_next = not self._body_next
         self.voter.outbox.send(peer, RecordsRequest(height))
+
+    def tick(self, now: int) -> None:
+        if now >= self.next_deadline() and self._more is not None:
+            peer, self._more = self._more[0], None
+            self.ask(peer, now)
+
+    def next_deadline(self) -> int:
+        return NEVER if self._more is None else self._more[1]
 
     def on_records_request(self, sender: str, request: RecordsRequest, now: int) -> None:
         """An answer is half a MiB, its question forty bytes: each peer gets one per interval."""
@@ -98,7 +109,8 @@ class CatchUp:
         self._body_next = False  # what follows may bring it
         self._certified(newly, now)
         if message.more > ledger.certified:
-            self.ask(sender, now)
+            self._more = sender, self._asked_at.get(sender, -ASK_INTERVAL_NS) + ASK_INTERVAL_NS
+            self.tick(now)
 
     def _compare(self, before: Sequence[Record], added: Sequence[Record]) -> None:
         """Certified records came in place of some of those before: who signed two for one place is found out here."""

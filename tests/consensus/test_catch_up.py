@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2pcoord.consensus.catch_up import ASK_INTERVAL_NS, CatchUp
 from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.messages import PreVoteRequest, Records, RecordsRequest
 from p2pcoord.consensus.record import Record
@@ -88,3 +89,27 @@ def test_a_chain_whose_old_bodies_are_gone_is_caught_up_with() -> None:
     world.execute("run 10s")
     assert ledger_of(world, "C").certified == ledger_of(world, "A").certified
     assert not world.rejected("C")
+
+
+def test_what_more_there_is_is_asked_for_as_soon_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = RoundWorld()
+    world.execute("committee A B C members D rounds=40 size=3")
+    for letter in "ABC":
+        world.execute(f"cut {letter} D")
+    world.execute("begin A")
+    while len(world.commits("A")) < 3:
+        world.execute("run 100ms")
+    behind, records = ledger_of(world, "D").certified, ledger_of(world, "A").records
+    asked: list[int] = []
+    ask = CatchUp.ask
+
+    def told(self: CatchUp, peer: str, now: int) -> None:
+        asked.append(now)
+        ask(self, peer, now)
+
+    monkeypatch.setattr(CatchUp, "ask", told)
+    for height in (behind + 1, behind + 2):
+        world.inject("A", "D", answer(world, (records[height],), more=9))
+    assert len(asked) == 1
+    world.execute("run 250ms")
+    assert asked[1] - asked[0] == ASK_INTERVAL_NS
