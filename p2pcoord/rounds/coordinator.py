@@ -162,6 +162,7 @@ class RoundCoordinator:
             case Phase.VALIDATION:
                 self._tell_again(now)
                 self._conclude(now)
+                self._retry_at = now + RETRY_NS
             case Phase.COMPLETED:
                 self._next_round(now)
 
@@ -176,7 +177,8 @@ class RoundCoordinator:
             case Phase.AGGREGATION | Phase.MODEL_UPDATE:
                 return self.aggregation.next_deadline()
             case Phase.VALIDATION:
-                return min(self._shares_due, self.aggregation.quiet_at)
+                # Past their time, something else is waited for, such as this peer's own state.
+                return min(max(self._shares_due, self._retry_at), self.aggregation.quiet_at)
             case Phase.COMPLETED:
                 return None  # certificates move it on, and the heartbeat's tick
 
