@@ -16,6 +16,8 @@ class Life(Frame, frozen=True, tag="life"):
     """A life begins. A restart begins a higher incarnation, so nobody takes it for the one that died."""
 
     incarnation: int
+    local_steps: int = 0
+    """Optimizer steps of this peer's slots that are no longer in the log."""
 
 
 class Slot(Frame, frozen=True, tag="slot"):

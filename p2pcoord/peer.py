@@ -137,6 +137,7 @@ class Peer:
         self.roster.apply(known)
         if settings.rules is not None:
             self.work = self._rounds(settings.rules, frames, restored.contents)
+            self.neighbours.tell(self.work.local_progress(), now)
         else:
             self.work.certified(known, now)
         self.neighbours.follow(self.agreement.committee.everyone, now)
@@ -394,7 +395,13 @@ class Peer:
         self.work.certified(records, now)
         self.neighbours.tell(self.work.local_progress(), now)
         if self._compaction.due:
-            self._compaction.compact([Life(self.incarnation), *self.work.frames()])
+            self._compact()
+
+    def _compact(self) -> None:
+        kept, progress = self.work.frames(), self.work.local_progress()
+        steps = progress.steps if progress is not None else 0
+        steps -= sum(frame.header.steps for frame in kept if isinstance(frame, Slot))
+        self._compaction.compact([Life(self.incarnation, steps), *kept])
 
     def _tell(self, record: Record) -> None:
         body = record.body

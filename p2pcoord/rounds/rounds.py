@@ -10,7 +10,7 @@ import msgspec
 from p2pcoord.consensus.election import NEVER
 from p2pcoord.consensus.record import Record, Round
 from p2pcoord.effects import Outcome
-from p2pcoord.frames import Checked, PeerFrame, Slot
+from p2pcoord.frames import Checked, Life, PeerFrame, Slot
 from p2pcoord.messages import AnyMessage
 from p2pcoord.metrics.training_metrics import MetricsRing
 from p2pcoord.rounds.coordinator import RoundCoordinator
@@ -46,6 +46,11 @@ class Rounds:
                 self._follow(record, record.body)
         slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
         checked = [frame for frame in frames if isinstance(frame, Checked)]
+        self.participant.training.local_steps = sum(
+            frame.header.steps if isinstance(frame, Slot) else frame.local_steps
+            for frame in frames
+            if isinstance(frame, Slot | Life)
+        )
         self.participant.restore(slots, checked, contents)
         self.participant.settle(now)
 
