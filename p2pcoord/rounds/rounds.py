@@ -70,7 +70,11 @@ class Rounds:
         for record in rounds:
             assert isinstance(record.body, Round)
             self._follow(record, record.body)
-            self._tell(record)
+            self._tell(record, late=len(rounds) > 1)
+        if len(rounds) > 1 and (newest := self.metrics.newest) is not None:
+            self.setting.outbox.emit(
+                "caught-up", version=newest.version, loss=newest.loss, rounds=len(rounds)
+            )
         self.participant.settle(now)
         if rounds and self.coordinator.active:
             self.coordinator.certified(now)
@@ -78,7 +82,7 @@ class Rounds:
         self.coordinator.tick(now)
         self._rest(now)
 
-    def _tell(self, record: Record) -> None:
+    def _tell(self, record: Record, *, late: bool) -> None:
         metrics = self.metrics.newest
         if metrics is not None:
             self.setting.outbox.emit(
@@ -90,6 +94,7 @@ class Rounds:
                 measures=metrics.measures,
                 contributors=list(metrics.contributors),
                 seconds=metrics.round_time,
+                late=late,
             )
 
     def receive(self, sender: str, message: AnyMessage, now: int) -> bool:
