@@ -130,6 +130,18 @@ def test_what_strangers_cause_is_told_once_a_minute_with_its_number() -> None:
     assert json.loads(screen.told[-1])["level"] == "warning"
 
 
+def test_a_person_is_told_how_many_were_kept_quiet() -> None:
+    screen = Screen(terminal=True)
+    for _ in range(4):
+        screen.console.event("rejected", {"kind": "malformed", "peer": "peerB", "detail": "no CBOR"})
+    screen.now += 61
+    screen.console.event("rejected", {"kind": "malformed", "peer": "peerB", "detail": "no CBOR"})
+    assert [line[9:] for line in screen.told] == [
+        "refused what lab2 sent: malformed no CBOR",
+        "refused what lab2 sent: malformed no CBOR (and 3 more like it before)",
+    ]
+
+
 def test_many_strangers_do_not_fill_memory_or_screen() -> None:
     screen = Screen(terminal=False)
     for at in range(5000):
