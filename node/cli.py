@@ -8,6 +8,7 @@ one message on standard error, without a traceback of ours; any other exception 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -322,6 +323,10 @@ def cluster(
     sys.exit(trio.run(partial(run_cluster, options, tell=tell, console=console)))
 
 
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
 @cli.command()
 @click.option(
     "--peers", default="5", show_default=True, metavar="N", help="How many; of A..B each seed draws a number."
@@ -370,12 +375,31 @@ def simulate(
     from simulations.coverage import tables
     from simulations.report import headline, told
 
-    def progress(report: Report) -> None:
-        for text in report.violations:
-            click.echo(f"seed {report.seed}: {text}")
-
     chosen = sweep.parse_range("seeds", seeds if seeds is not None else str(1 if seed is None else seed))
     counts = sweep.parse_range("peers", peers)
+    again = f"--scenario {shlex.quote(str(scenario))}" if scenario is not None else (
+        f"--peers {peers} --faults {faults} --rounds {rounds}"
+    )  # fmt: skip
+    live = _on_terminal() and not as_json
+    done = wrong = 0
+
+    def show_progress() -> None:
+        if live:
+            told = f"{done} of {len(chosen)} seeds, {wrong} violations" if done < len(chosen) else ""
+            click.echo(f"\r\x1b[K{told}", err=True, nl=False)
+
+    def progress(report: Report) -> None:
+        nonlocal done, wrong
+        done, wrong = done + 1, wrong + len(report.violations)
+        if live and report.violations:
+            click.echo("\r\x1b[K", err=True, nl=False)
+        for text in report.violations:
+            click.echo(f"seed {report.seed}: {text}")
+        if report.violations:
+            click.echo(f"again: p2pcoord simulate {again} --seed {report.seed}")
+        show_progress()
+
+    show_progress()
     summary = sweep.simulate(
         peers=counts,
         seeds=chosen,

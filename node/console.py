@@ -1,11 +1,11 @@
 """What a running node writes to its screen: the story that the events file tells, in words, through structlog.
 
     on a terminal       12:03:04 round 12  loss 1.234  bits_per_byte 2.51  contributors lab1 lab2  3.2 s  coordinator lab2
-                        12:03:09 lab2 is gone  peer=12D3KooW... was=suspect
+                        12:03:09 lab2 is gone
     not on a terminal   {"time": "2026-01-01T12:03:04.000Z", "level": "info", "event": "commit", "version": 12, ...}
 
-So a file or a log collector gets what a program can read, with peer ids in full, and a person gets names. The lines that a
-node says of itself (its introduction, its result) are plain text in both: they are for whoever started it.
+So a file or a log collector gets what a program can read, with peer ids in full, and a person gets words and names. The lines
+that a node says of itself (its introduction, its result) are plain text in both: they are for whoever started it.
 
 Events without words (`event_words`) are not shown. What strangers can cause (rejected messages) is shown once, and then
 summed up once a minute. A screen that is gone (a closed pipe) never stops the node.
@@ -24,7 +24,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from node.event_words import NameOf, in_words, printable, short_name
+from node.event_words import WORDS, NameOf, in_words, printable, short_name
 from node.events import plain
 from node.repetitions import Repetitions
 
@@ -61,14 +61,11 @@ WARNINGS: Final = frozenset(
 OCCASIONAL: Final = frozenset({"rejected", "fetch-failed", "unreachable", "versions-differ"})
 """Events that others can cause as often as they like."""
 
-TOLD_IN_FULL: Final = frozenset({"commit", "trainer"})
-"""Events whose words say all of their fields: on a terminal no keys and values follow."""
-
 Tell = Callable[[str], object]
 
 
 class Console:
-    """The screen of one node. `tell` prints a line; `name_of` gives a peer's name.
+    """The screen of one node. `tell` prints a line; `names()` gives what peers are called now.
 
     `terminal`: words for people, else JSON; by default what standard output is.
     """
@@ -76,14 +73,14 @@ class Console:
     def __init__(
         self,
         tell: Tell,
-        name_of: NameOf = short_name,
+        names: Callable[[], NameOf] = lambda: short_name,
         *,
         terminal: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         self._tell = tell
-        self._name_of = name_of
+        self._names = names
         self._repetitions = Repetitions(clock)
         self._log = structlog.wrap_logger(
             _Lines(tell),
@@ -95,13 +92,14 @@ class Console:
 
     def event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Shows an event, if it has words."""
-        words = in_words(event, fields, self._name_of)
+        words = in_words(event, fields, self._names()) if event in WORDS else None
         if words is None:
             return
         repeated = self._repetitions.quiet_before(event, fields) if event in OCCASIONAL else 0
         if repeated is None:
             return
         told = dict(fields) | ({"repeated": repeated} if repeated else {})
+        words += f" (and {repeated} more like it before)" if repeated else ""
         write = self._log.warning if event in WARNINGS else self._log.info
         write(event, words=words, fields=told)
 
@@ -134,20 +132,7 @@ def _stamp(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMappi
 
 
 def _for_people(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
-    line = f"{event['at'].astimezone():%H:%M:%S} {printable(event['words'])}"
-    if event["event"] in TOLD_IN_FULL | {"warning"}:
-        return line
-    pairs = (f"{name}={_short(value)}" for name, value in event["fields"].items() if _worth_showing(value))
-    return "  ".join((line, " ".join(pairs))).rstrip()
-
-
-def _short(value: Any) -> str:
-    text = printable(str(plain(value)))
-    return text if len(text) <= 80 and " " not in text else repr(text[:80])
-
-
-def _worth_showing(value: Any) -> bool:
-    return isinstance(value, str | int | float) and value != ""
+    return f"{event['at'].astimezone():%H:%M:%S} {printable(event['words'])}"
 
 
 def _as_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ the secret is in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from p2pcoord.consensus.quorum import majority
@@ -57,6 +57,20 @@ def status_document(
         "last_commit": _last_commit(rounds),
         "rejected": _rejected(peer.rejected, rejected),
     }
+
+
+def names_of(peer: Peer) -> Iterable[tuple[str, str]]:
+    """(id, name) of this peer and of all that are, or were, members."""
+    everyone = dict.fromkeys((peer.me, *peer.roster.everyone))
+    return ((member, name_of(peer, member)) for member in everyone)
+
+
+def name_of(peer: Peer, member: str) -> str:
+    """What a member calls itself; "" when that is not known."""
+    if member == peer.me:
+        return peer.settings.name
+    record = peer.gossip.book.get(member) if peer.gossip else None
+    return record.name if record else peer.roster.name_of(member)
 
 
 def role_of(peer: Peer, member: str) -> str:
@@ -111,7 +125,7 @@ def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
     seen = view.last_seen if view is not None else None
     return {
         "peer_id": member,
-        "name": record.name if record else peer.roster.name_of(member),
+        "name": name_of(peer, member),
         "role": role_of(peer, member),
         "alive": member == peer.me or peer.alive(member),
         "state": "alive" if member == peer.me else view.state.value if view else "unknown",

@@ -18,9 +18,9 @@ from typing import Any
 
 import trio
 
-from node.document import quorum_of
+from node.document import names_of, quorum_of
 from node.driver import Driver
-from node.event_words import enough_reached
+from node.event_words import enough_reached, naming
 from node.export import MODEL_FILE
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds
@@ -146,22 +146,31 @@ async def watch_end(driver: Driver, tell: Tell) -> None:
     while not (rounds.over and driver.tensors.exported_version == rounds.participant.version):  # noqa: ASYNC110
         await trio.sleep(WATCH_S)
     _tell_result(driver, rounds, tell)
+    if _without(driver.peer, rounds.participant.version):
+        tell(f"serving the result until every member has it (at most {SERVE_S:.0f} s)")
+    elif was_over:
+        tell(f"serving the result for {SERVE_S:.0f} s")
     with trio.move_on_after(SERVE_S):
-        while was_over or not _everybody_has_it(driver.peer, rounds.participant.version):  # noqa: ASYNC110
+        while was_over or _without(driver.peer, rounds.participant.version):  # noqa: ASYNC110
             await trio.sleep(WATCH_S)
+    if missing := _without(driver.peer, rounds.participant.version):
+        call = naming(names_of(driver.peer))
+        tell(f"not known to have the result: {', '.join(map(call, missing))}")
     # Who leaves first must not take the last words of a slower one with it: a moment for the records to spread.
     await trio.sleep(2 * WATCH_S)
     driver.stop()
 
 
-def _everybody_has_it(peer: Peer, version: int) -> bool:
+def _without(peer: Peer, version: int) -> list[str]:
+    """Living members that are not known to have this version."""
     if peer.gossip is None:
-        return True
-    for member in peer.roster.members:
-        record = peer.gossip.book.get(member)
-        if member != peer.me and peer.alive(member) and (record is None or record.last_sync < version):
-            return False
-    return True
+        return []
+    records = ((member, peer.gossip.book.get(member)) for member in peer.roster.members if member != peer.me)
+    return [
+        member
+        for member, record in records
+        if peer.alive(member) and (record is None or record.last_sync < version)
+    ]
 
 
 def _tell_result(driver: Driver, rounds: Rounds, tell: Tell) -> None:

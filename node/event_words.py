@@ -5,11 +5,12 @@ An event that nobody watches for (a phase, a fetch, a single record) has no word
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 NameOf = Callable[[str], str]
-"""A peer id as people know it: its name, or the end of its id."""
+"""A peer id as people know it: its name, or the end of its id (`naming`)."""
 
 Words = Callable[[Mapping[str, Any], NameOf], str | None]
 
@@ -23,6 +24,20 @@ SOLE_VOTER: Final = "voters     1 of 1: this machine must stay until status show
 def short_name(peer_id: str) -> str:
     """The end of a peer id, whose beginning is the same for all Ed25519 keys; an address as it is."""
     return peer_id[-8:] if peer_id.startswith(PEER_ID_START) and len(peer_id) > 40 else peer_id
+
+
+def naming(names: Iterable[tuple[str, str]]) -> NameOf:
+    """How to call peers of these (id, name): by name; who shares it gets the end of the id besides, as does who has none."""
+    known = {peer: name for peer, name in names if name}
+    shared = Counter(known.values())
+
+    def name_of(peer: str) -> str:
+        name = known.get(peer)
+        if name is None:
+            return printable(short_name(peer))
+        return printable(f"{name}({short_name(peer)})" if shared[name] > 1 else name)
+
+    return name_of
 
 
 def printable(text: str) -> str:
@@ -114,7 +129,8 @@ def _names(value: Any, name_of: NameOf) -> str:
 
 WORDS: Final[dict[str, Words]] = {
     # The run
-    "commit": commit_line,
+    "commit": lambda f, n: None if f.get("late") else commit_line(f, n),
+    "caught-up": lambda f, n: f"caught up to version {f.get('version')}, loss {number(f.get('loss'))}",
     "joined": lambda f, n: "this machine is a member of the run",
     "admitted": lambda f, n: f"{f.get('name') or _who(f, n)} joined the run",
     "left": lambda f, n: f"{_who(f, n)} left the run",

@@ -20,10 +20,10 @@ from p2pcoord.consensus.record import Genesis, Members, Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated, Voter
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Life, PeerFrame
+from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import Authority, Signer, Verify, verify_ed25519
 from p2pcoord.outbox import Outbox
-from p2pcoord.rounds.frames import Checked, Slot
+from p2pcoord.rounds.frames import Checked, Life, Slot
 from p2pcoord.rounds.participation import Roster
 from p2pcoord.run_config import decode as decode_config
 from p2pcoord.run_config import run_id

@@ -17,10 +17,10 @@ from typing import Any
 import trio
 
 from node.console import Console
-from node.document import status_document
+from node.document import names_of, status_document
 from node.driver import Driver
 from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum
-from node.event_words import SOLE_VOTER
+from node.event_words import SOLE_VOTER, NameOf, naming, short_name
 from node.events import EventLog
 from node.failpoints import compact_after_bytes
 from node.hello import (
@@ -99,7 +99,7 @@ class _Node:
         self.name = options.name or socket.gethostname().partition(".")[0] or "node"
         self.events = EventLog(store.path)
         self.repetitions = Repetitions()
-        self.console = Console(tell, self._name_of)
+        self.console = Console(tell, self._names)
         self.peer: Peer | None = None
         self.driver: Driver | None = None
         self.run_id = token.run if token is not None else b""
@@ -261,13 +261,8 @@ class _Node:
     def local_document(self, driver: Driver) -> dict[str, Any]:
         return self.document(driver) | {"join_line": self.join_line(), "directory": str(self.store.path)}
 
-    def _name_of(self, peer_id: str) -> str:
-        record = (
-            self.peer.gossip.book.get(peer_id)
-            if self.peer is not None and self.peer.gossip is not None
-            else None
-        )
-        return record.name if record is not None else peer_id[-8:]
+    def _names(self) -> NameOf:
+        return naming(names_of(self.peer)) if self.peer is not None else short_name
 
     def _event(self, event: str, fields: dict[str, Any]) -> None:
         if event in ("failed", "sole-voter") and self.peer is not None and run_is_over(self.peer):

@@ -17,7 +17,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.event_words import enough_reached, in_words, number, printable, short_name, voters_reached
+from node.event_words import (
+    NameOf,
+    enough_reached,
+    in_words,
+    naming,
+    number,
+    printable,
+    short_name,
+    voters_reached,
+)
 from p2pcoord.errors import UserError
 
 LAST_EVENTS: Final = 6
@@ -36,11 +45,11 @@ _BAR_COUNT: Final = 48
 Document = Mapping[str, Any]
 
 
-def name_in(document: Document) -> Callable[[str], str]:
+def name_in(document: Document) -> NameOf:
     """Names of peers as this document knows them; the end of its id for any other."""
     names = {member.get("peer_id"): member.get("name") for member in document.get("members") or ()}
     names[document.get("peer_id")] = document.get("name")
-    return lambda peer: printable(names.get(peer) or short_name(peer))
+    return naming((peer, name) for peer, name in names.items() if peer and name)
 
 
 def lines(document: Document, now: datetime) -> list[str]:

@@ -1,21 +1,14 @@
-"""Everything a peer writes to its log: the frames of consensus, those of rounds, and one of its own."""
+"""Everything a peer writes to its log: the frames of consensus and of rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from p2pcoord.consensus.log import MAX_PAYLOAD_BYTES
-from p2pcoord.consensus.voter import AnyFrame, Frame
+from p2pcoord.consensus.voter import AnyFrame
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.rounds.frames import Checked, Slot
+from p2pcoord.rounds.frames import Checked, Life, Slot
 from p2pcoord.wire import decode
-
-
-class Life(Frame, frozen=True, tag="life"):
-    """A life begins. A restart begins a higher incarnation, so nobody takes it for the one that died."""
-
-    incarnation: int
-
 
 PeerFrame = AnyFrame | Life | Slot | Checked
 

@@ -27,7 +27,7 @@ from p2pcoord.consensus.record import CommitteeChange, Members, Record, Round
 from p2pcoord.duty import Duty
 from p2pcoord.effects import NEVER, AnswerStatus, Done, Effect, Failed, Halt, Outcome, Persist
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Life, PeerFrame, decode_frames
+from p2pcoord.frames import PeerFrame, decode_frames
 from p2pcoord.gossip.gossip import Gossip
 from p2pcoord.gossip.records import PeerRecord
 from p2pcoord.identity import Authority
@@ -36,7 +36,7 @@ from p2pcoord.neighbours import Neighbours
 from p2pcoord.outbox import Outbox
 from p2pcoord.peer_settings import PeerSettings, Restored
 from p2pcoord.rounds.admissions import Admissions, JoinSettings
-from p2pcoord.rounds.frames import Checked, Slot
+from p2pcoord.rounds.frames import Checked, Life, Slot
 from p2pcoord.rounds.participation import MAX_NAME_LENGTH, Roster
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.rounds.setting import Rules, Setting
@@ -131,6 +131,7 @@ class Peer:
         self.roster.apply(known)
         if settings.rules is not None:
             self.work = self._rounds(settings.rules, frames, restored.contents)
+            self.neighbours.tell(self.work.local_progress(), now)
         else:
             self.work.certified(known, now)
         self.neighbours.follow(self.agreement.committee.everyone, now)
@@ -388,7 +389,13 @@ class Peer:
         self.work.certified(records, now)
         self.neighbours.tell(self.work.local_progress(), now)
         if self._compaction.due:
-            self._compaction.compact([Life(self.incarnation), *self.work.frames()])
+            self._compact()
+
+    def _compact(self) -> None:
+        kept, progress = self.work.frames(), self.work.local_progress()
+        steps = progress.steps if progress is not None else 0
+        steps -= sum(frame.header.steps for frame in kept if isinstance(frame, Slot))
+        self._compaction.compact([Life(self.incarnation, steps), *kept])
 
     def _tell(self, record: Record) -> None:
         body = record.body

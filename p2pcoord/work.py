@@ -24,7 +24,7 @@ class LocalProgress(msgspec.Struct, frozen=True):
     queue_length: int
     """Assignments that the present plan gives to it."""
     steps: int
-    """Optimizer steps made in this life."""
+    """Optimizer steps made so far, in earlier lives too."""
     loss: float | None
     """Of its last training, as is `gradient_norm`; None before the first."""
     gradient_norm: float | None

@@ -131,8 +131,11 @@ TRAINING_MESSAGES = (
 )
 """Kinds of messages of which a loss may take nearly all."""
 
-RARE_MESSAGES = ("attempt?", "obstacle", "reach?", "reach", "training-failed", "ping-nack", "join", "leave")
+RARE_MESSAGES = ("reach?", "reach", "training-failed", "ping-nack", "join", "leave")
 """Kinds that few runs have many of: each seed loses one of them for as long as there are faults."""
+
+RAREST_MESSAGES = ("attempt?", "obstacle")
+"""Kinds that most runs send none of, and none of it twice: every seed loses one of them, besides."""
 
 
 def draw_faults(
@@ -175,7 +178,9 @@ def _draw_training(
         message = TRAINING_MESSAGES[seed % len(TRAINING_MESSAGES)]
         faults.append(Fault(at, "loss", "all", min(span, end_s - at), message, 1, 0.4, 0.2, 0.0))
         rare = RARE_MESSAGES[seed % len(RARE_MESSAGES)]
-        faults.append(Fault(start_s, "loss", "all", end_s - start_s, rare, 1, 0.4, 0.3, 0.0))
+        rarest = RAREST_MESSAGES[seed // len(RARE_MESSAGES) % len(RAREST_MESSAGES)]
+        always = end_s - start_s
+        faults += [Fault(start_s, "loss", "all", always, lost, 1, 0.4, 0.4, 0.0) for lost in (rare, rarest)]
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 

@@ -86,7 +86,8 @@ def simulate(
 ) -> Summary:
     """Runs all seeds and sums them up. `scenario` is the path of a file that takes the place of `peers`, `faults`, `rounds`.
 
-    `processes`: how many at a time, by default one a core. Raises UserError for what cannot be simulated.
+    `processes`: how many at a time, by default one a core. `progress` is told each report as it comes, in no order. Raises
+    UserError for what cannot be simulated.
     """
     if faults not in FAMILIES:
         raise UserError(f"faults are one of {', '.join(FAMILIES)}, not {faults!r}", exit_code=2)
@@ -104,6 +105,7 @@ def simulate(
     for report in _over(run, seeds, processes or os.cpu_count() or 1):
         reports.append(report)
         progress(report)
+    reports.sort(key=lambda report: report.seed)
     return summary_of(reports, time.perf_counter() - began)
 
 
@@ -113,7 +115,7 @@ def _over(run: Callable[[int], Report], seeds: Sequence[int], processes: int) ->
         return
     # Spawned: a fork of a process with threads (the command line's, a test's) may deadlock.
     with multiprocessing.get_context("spawn").Pool(min(processes, len(seeds))) as pool:
-        yield from pool.imap(run, seeds)
+        yield from pool.imap_unordered(run, seeds)
 
 
 def parse_range(what: str, text: str) -> range:

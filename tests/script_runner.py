@@ -95,11 +95,12 @@ from p2pcoord.consensus.statements import (
 )
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.effects import Announce, Done, Effect, Emit, Failed, Halt, Outcome, Persist, Send
-from p2pcoord.frames import Life, PeerFrame
+from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
 from p2pcoord.messages import AnyMessage, decode_message
 from p2pcoord.peer import LATE_TICK_NS, Peer
 from p2pcoord.peer_settings import PeerSettings, Restored
+from p2pcoord.rounds.frames import Life
 from p2pcoord.rounds.messages import JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.rounds.participation import join_proof
 from p2pcoord.wire import decode, encode

@@ -2,8 +2,8 @@
 
 from p2pcoord.compaction import Compaction
 from p2pcoord.effects import Emit, Persist
-from p2pcoord.frames import Life, decode_frames
-from p2pcoord.rounds.frames import Checked
+from p2pcoord.frames import decode_frames
+from p2pcoord.rounds.frames import Checked, Life
 from tests.round_runner import RoundWorld, holding
 
 

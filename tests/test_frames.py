@@ -5,8 +5,8 @@ import pytest
 from p2pcoord.aggregation.contribution import ContributionHeader
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, RemoteError
-from p2pcoord.frames import Life, PeerFrame, decode_frames
-from p2pcoord.rounds.frames import Slot
+from p2pcoord.frames import PeerFrame, decode_frames
+from p2pcoord.rounds.frames import Life, Slot
 from p2pcoord.wire import decode, encode
 from tests.script_runner import authority_of, peer_id
 

@@ -5,9 +5,9 @@ import pytest
 from p2pcoord.consensus.messages import RecordsRequest
 from p2pcoord.effects import Announce, Emit, Persist, Send
 from p2pcoord.errors import LocalError
-from p2pcoord.frames import Life
 from p2pcoord.messages import StatusReply
 from p2pcoord.outbox import Outbox
+from p2pcoord.rounds.frames import Life
 from p2pcoord.rounds.messages import JoinReply
 from p2pcoord.wire import MAX_MESSAGE_BYTES, encode
 

@@ -181,6 +181,7 @@ class RoundCoordinator:
             case Phase.AGGREGATION | Phase.MODEL_UPDATE:
                 return self.aggregation.next_deadline()
             case Phase.VALIDATION:
+                # Past their time, something else is waited for, such as this peer's own state.
                 return min(max(self._shares_due, self._retry_at), self.aggregation.quiet_at)
             case Phase.COMPLETED:
                 return None  # certificates move it on, and the heartbeat's tick

@@ -7,6 +7,14 @@ from p2pcoord.consensus.voter import Frame
 from p2pcoord.rounds.attempt import Attempt, Result
 
 
+class Life(Frame, frozen=True, tag="life"):
+    """A life begins. A restart begins a higher incarnation, so nobody takes it for the one that died."""
+
+    incarnation: int
+    local_steps: int = 0
+    """Optimizer steps of this peer's slots that are no longer in the log."""
+
+
 class Slot(Frame, frozen=True, tag="slot"):
     """The one header this peer signed in its slot; written before the header is sent."""
 

@@ -12,7 +12,7 @@ from p2pcoord.consensus.voter import Frame
 from p2pcoord.effects import NEVER, Outcome
 from p2pcoord.metrics.training_metrics import MetricsRing
 from p2pcoord.rounds.coordinator import RoundCoordinator
-from p2pcoord.rounds.frames import Checked, Slot
+from p2pcoord.rounds.frames import Checked, Life, Slot
 from p2pcoord.rounds.participant import Participant
 from p2pcoord.rounds.phases import Phase
 from p2pcoord.rounds.setting import Setting
@@ -46,6 +46,11 @@ class Rounds:
                 self._follow(record, record.body)
         slots = {frame.header.slot: frame.header for frame in frames if isinstance(frame, Slot)}
         checked = [frame for frame in frames if isinstance(frame, Checked)]
+        self.participant.training.local_steps = sum(
+            frame.header.steps if isinstance(frame, Slot) else frame.local_steps
+            for frame in frames
+            if isinstance(frame, Slot | Life)
+        )
         self.participant.restore(slots, checked, contents)
         self.participant.settle(now)
 
@@ -65,7 +70,11 @@ class Rounds:
         for record in rounds:
             assert isinstance(record.body, Round)
             self._follow(record, record.body)
-            self._tell(record)
+            self._tell(record, late=len(rounds) > 1)
+        if len(rounds) > 1 and (newest := self.metrics.newest) is not None:
+            self.setting.outbox.emit(
+                "caught-up", version=newest.version, loss=newest.loss, rounds=len(rounds)
+            )
         self.participant.settle(now)
         if rounds and self.coordinator.active:
             self.coordinator.certified(now)
@@ -73,7 +82,7 @@ class Rounds:
         self.coordinator.tick(now)
         self._rest(now)
 
-    def _tell(self, record: Record) -> None:
+    def _tell(self, record: Record, *, late: bool) -> None:
         metrics = self.metrics.newest
         if metrics is not None:
             self.setting.outbox.emit(
@@ -85,6 +94,7 @@ class Rounds:
                 measures=metrics.measures,
                 contributors=list(metrics.contributors),
                 seconds=metrics.round_time,
+                late=late,
             )
 
     def receive(self, sender: str, message: Message, now: int) -> bool:

@@ -34,7 +34,7 @@ class Training:
         self.plan: Plan | None = None
         self.slots: dict[tuple[int, int], ContributionHeader] = {}
         self.local_steps = 0
-        """Optimizer steps made in this life."""
+        """Optimizer steps made so far, in earlier lives too."""
         self.last: Trained | None = None
         self._at_work: tuple[Assignment, int] | None = None
         """What is trained now, and by which effect."""

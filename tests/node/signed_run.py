@@ -33,9 +33,9 @@ from p2pcoord.consensus.record import (
 from p2pcoord.consensus.statements import Acknowledgement, Certificate, Grant, Vote, certificate_of
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing
 from p2pcoord.content import ContentRef, manifest_of
-from p2pcoord.frames import Life, PeerFrame
+from p2pcoord.frames import PeerFrame
 from p2pcoord.identity import Authority, Ed25519Signer, verify_ed25519
-from p2pcoord.rounds.frames import Slot
+from p2pcoord.rounds.frames import Life, Slot
 from p2pcoord.run_config import RunSettings, found_run, run_id
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode

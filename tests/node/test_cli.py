@@ -28,6 +28,8 @@ from node.start import NodeOptions
 from node.status_socket import serve_status
 from node.store import StorageError, Store
 from p2pcoord.errors import UserError
+from simulations import sweep
+from simulations.report import Report
 from tests.node.signed_run import SignedRun
 
 ROOT = Path(__file__).parents[2]
@@ -396,6 +398,30 @@ def test_simulate_ends_with_its_figures_in_json() -> None:
     }
     again = run("simulate", "--peers", 3, "--seeds", "5..5", "--faults", "none", "--rounds", 2, "--json")
     assert json.loads(again.stdout.splitlines()[-1])["trace_sha256"] == summary["trace_sha256"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_simulate_counts_seeds_on_a_terminal_and_tells_how_to_run_a_violation_again(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    real = sweep.run_seed
+    monkeypatch.setattr(cli_module, "_on_terminal", lambda: terminal)
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 1)
+
+    def bad_second(seed: int, **settings: Any) -> Report:
+        report = real(seed, **settings)
+        return msgspec.structs.replace(report, violations=("liveness at 1.000 s: none",) if seed == 2 else ())
+
+    monkeypatch.setattr(sweep, "run_seed", bad_second)
+    flags = ("--peers", "1..2", "--seeds", "1..3", "--faults", "none", "--rounds", 1)
+    result = run("simulate", *flags)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(
+        "seed 2: liveness at 1.000 s: none\n"
+        "again: p2pcoord simulate --peers 1..2 --faults none --rounds 1 --seed 2\n"
+    )
+    assert ("2 of 3 seeds, 1 violations" in result.stderr) == terminal
+    assert run("simulate", *flags, "--json").stderr == ""
 
 
 def test_simulate_shows_what_the_seeds_hit_and_missed() -> None:

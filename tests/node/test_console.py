@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from node.console import WARNINGS, Console
-from node.event_words import WORDS, in_words, number, printable, size
+from node.event_words import WORDS, in_words, naming, number, printable, size
 from node.repetitions import MAX_REPEATED
 
 NAMES = {"peerA": "lab1", "peerB": "lab2", "peerC": "laptop"}
@@ -37,7 +37,7 @@ class Screen:
     def __init__(self, *, terminal: bool) -> None:
         self.told: list[str] = []
         self.now = 0.0
-        self.console = Console(self.told.append, name_of, terminal=terminal, clock=lambda: self.now)
+        self.console = Console(self.told.append, lambda: name_of, terminal=terminal, clock=lambda: self.now)
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +70,34 @@ def test_not_on_a_terminal_the_same_event_is_json_with_peer_ids_in_full() -> Non
     assert event == {"level": "info", "event": "commit", **COMMIT, "root": "01"}
 
 
-def test_other_events_are_words_with_keys_and_values() -> None:
+def test_other_events_are_words_and_nothing_is_said_twice() -> None:
     screen = Screen(terminal=True)
     screen.console.event("failed", {"peer": "peerB", "was": "suspect"})
-    assert screen.told[0][9:] == "lab2 is gone  peer=peerB was=suspect"
+    assert screen.told[0][9:] == "lab2 is gone"
+
+
+def test_rounds_that_came_together_are_one_line() -> None:
+    screen = Screen(terminal=True)
+    for version in range(1, 38):
+        screen.console.event("commit", COMMIT | {"version": version, "late": True})
+    screen.console.event("caught-up", {"version": 37, "loss": 2.4071, "rounds": 37})
+    screen.console.event("commit", COMMIT | {"version": 38, "late": False})
+    assert [line[9:].split("  ")[0] for line in screen.told] == [
+        "caught up to version 37, loss 2.407",
+        "round 38",
+    ]
+
+
+def test_peers_go_by_name_and_those_of_one_name_by_the_end_of_their_id_besides() -> None:
+    one, two, three, four = ("12D3KooW" + letter * 44 for letter in "abcd")
+    call = naming([(one, "lab1"), (two, "lab2"), (three, "lab2"), (four, "")])
+    assert [call(peer) for peer in (one, two, three, four, "10.0.0.1")] == [
+        "lab1",
+        "lab2(bbbbbbbb)",
+        "lab2(cccccccc)",
+        "dddddddd",
+        "10.0.0.1",
+    ]
 
 
 def test_events_without_words_are_not_shown() -> None:
@@ -104,6 +128,18 @@ def test_what_strangers_cause_is_told_once_a_minute_with_its_number() -> None:
     screen.console.event("rejected", {"kind": "malformed", "peer": "peerB", "detail": "no CBOR"})
     assert json.loads(screen.told[-1])["repeated"] == 99
     assert json.loads(screen.told[-1])["level"] == "warning"
+
+
+def test_a_person_is_told_how_many_were_kept_quiet() -> None:
+    screen = Screen(terminal=True)
+    for _ in range(4):
+        screen.console.event("rejected", {"kind": "malformed", "peer": "peerB", "detail": "no CBOR"})
+    screen.now += 61
+    screen.console.event("rejected", {"kind": "malformed", "peer": "peerB", "detail": "no CBOR"})
+    assert [line[9:] for line in screen.told] == [
+        "refused what lab2 sent: malformed no CBOR",
+        "refused what lab2 sent: malformed no CBOR (and 3 more like it before)",
+    ]
 
 
 def test_many_strangers_do_not_fill_memory_or_screen() -> None:
@@ -150,8 +186,8 @@ def test_libraries_are_heard_when_it_matters_and_only_once() -> None:
     logging.getLogger("libp2p.network").warning("a dial failed")
     logging.getLogger("some.library").error("broken %d", "format")
     assert [line[9:] for line in screen.told] == [
-        "some.library: disk odd  logger=some.library text='disk odd'",
-        "some.library: broken %d  logger=some.library text='broken %d'",
+        "some.library: disk odd",
+        "some.library: broken %d",
     ]
 
 

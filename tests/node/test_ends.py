@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -201,3 +202,48 @@ def rounds(*, over: bool) -> Rounds:
     made = Made.__new__(Made)
     made.is_over = over
     return made
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("lacks", [(), ("B",), ("B", "C")])
+async def test_a_node_says_that_it_serves_the_result_and_who_is_not_known_to_have_it(
+    autojump_clock: MockClock, lacks: tuple[str, ...]
+) -> None:
+    """B never comes to the result, C does after ten seconds."""
+    made = rounds(over=True)
+    made.metrics = cast(Any, SimpleNamespace(newest=None))
+    made.participant = cast(Any, SimpleNamespace(version=3))
+    names = {"A": "lab1", "B": "lab2", "C": "lab3"}
+
+    def last_sync(member: str) -> int:
+        late = member in lacks and (member == "B" or trio.current_time() - began < 10)
+        return 2 if late else 3
+
+    peer = SimpleNamespace(
+        me="A",
+        work=made,
+        settings=SimpleNamespace(name="lab1"),
+        roster=SimpleNamespace(members=list(names), everyone=list(names)),
+        alive=lambda member: True,
+        gossip=SimpleNamespace(
+            book=SimpleNamespace(get=lambda m: SimpleNamespace(name=names[m], last_sync=last_sync(m)))
+        ),
+    )
+    stopped = trio.Event()
+    driver = SimpleNamespace(
+        peer=peer,
+        tensors=SimpleNamespace(exported_version=3),
+        store=SimpleNamespace(path=Path("data")),
+        stop=stopped.set,
+    )
+    began = trio.current_time()
+    told: list[str] = []
+    made.is_over = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ends.watch_end, cast(Driver, driver), told.append)
+        await trio.sleep(0.1)
+        made.is_over = True
+        await stopped.wait()
+    serving = ["serving the result until every member has it (at most 60 s)"] if lacks else []
+    missing = ["not known to have the result: lab2"] if lacks else []
+    assert told[1:] == serving + missing

@@ -147,6 +147,14 @@ def test_members_are_a_table_with_this_machine_first() -> None:
     assert "excluded: lied" in text
 
 
+def test_two_members_of_one_name_are_told_apart() -> None:
+    told = text_of(
+        document(members=[member(B, "lab1", role="coordinator"), member(A, "lab1"), member(C, "laptop")])
+    )
+    assert "coordinator lab1(BBBBBBBB)" in told
+    assert "from lab1(AAAAAAAA) 25%, laptop 75%" in told
+
+
 def test_a_large_run_does_not_flood_the_screen() -> None:
     members = [member(f"12D3KooW{n:044}", f"n{n}") for n in range(500)]
     text = text_of(document(members=members))

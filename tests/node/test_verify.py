@@ -16,7 +16,8 @@ from p2pcoord.consensus.record import Admission, Counted, Exclusion, Members, Re
 from p2pcoord.consensus.statements import Farewell
 from p2pcoord.consensus.voter import Appended, Certified, Owner, Standing, Truncated
 from p2pcoord.errors import UserError
-from p2pcoord.frames import Life, PeerFrame
+from p2pcoord.frames import PeerFrame
+from p2pcoord.rounds.frames import Life
 from p2pcoord.run_config import RunSettings, found_run
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode

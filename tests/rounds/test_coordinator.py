@@ -50,6 +50,18 @@ def test_after_a_refusal_members_take_the_new_plan_although_the_old_one_was_revi
     assert world.trainings.count(("A", 1, 2)) == 1
 
 
+def test_a_coordinator_whose_own_state_is_late_waits_for_it_and_time_moves_on() -> None:
+    world = RoundWorld()
+    world.execute("committee A B C")
+    world.execute("hold A step")
+    world.execute("begin A")
+    world.execute("run 20s")  # longer than shares of the validation are waited for
+    assert world.coordinator("A").phase is Phase.VALIDATION
+    world.execute("release A")
+    world.execute("run 1s")
+    assert world.commits("A") != []
+
+
 def test_the_duty_is_handed_over_between_rounds_only() -> None:
     world = RoundWorld()
     world.execute("committee A B C rounds=3 rotation=1")

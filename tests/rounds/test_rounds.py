@@ -3,9 +3,12 @@
 import pytest
 
 from p2pcoord.consensus.record import Round
+from p2pcoord.effects import Emit, Persist
+from p2pcoord.frames import decode_frames
 from p2pcoord.rounds.messages import AttemptMessage, AttemptRequest, ResultMessage
 from p2pcoord.rounds.participant import ANSWER_INTERVAL_NS
 from p2pcoord.rounds.phases import Phase
+from p2pcoord.rounds.rounds import Rounds
 from tests.round_runner import RoundWorld, started
 from tests.script_runner import authority_of
 
@@ -152,3 +155,39 @@ def test_metrics_follow_the_certified_rounds_and_come_back_after_a_restart() -> 
     world.execute("restart B")
     assert list(world.rounds("B").metrics) == before
     assert world.rounds("B").tracker.state() == world.rounds("A").tracker.state()
+
+
+def test_who_makes_up_for_rounds_tells_that_once_and_then_only_new_ones() -> None:
+    world = started("A B C", "rounds=6")
+    rounds = world.rounds("B")
+    ledger = world.peer("A").agreement.voter.ledger
+    world.execute("run 1s")
+    records = ledger.records[: ledger.certified + 1]
+    outbox = rounds.setting.outbox
+    outbox.take()
+    rounds.certified(records, 0)
+    told = [
+        (e.event, e.fields["version"], e.fields.get("late"))
+        for e in outbox.take()
+        if isinstance(e, Emit) and e.event in ("commit", "caught-up")
+    ]
+    assert told[:-1] == [("commit", version, True) for version in range(1, 7)]
+    assert told[-1] == ("caught-up", 6, None)
+    newest = [record for record in records if isinstance(record.body, Round)][-1]
+    rounds.certified([newest], 0)
+    assert "caught-up" not in [e.event for e in outbox.take() if isinstance(e, Emit)]
+
+
+def test_local_steps_go_on_after_a_restart_and_after_a_compaction() -> None:
+    world = started("A B C", "rounds=5")
+    world.execute("run 1s")
+    before = world.rounds("B").local_progress().steps
+    assert before > 0
+    world.peer("B")._compact()
+    persist = next(effect for effect in world.peer("B").outbox.take() if isinstance(effect, Persist))
+    world.execute("crash B")
+    world.execute("restart B")
+    assert world.rounds("B").local_progress().steps == before
+    again = Rounds(world.rounds("B").setting)
+    again.restore((), decode_frames(persist.frames), frozenset(), 0)
+    assert again.local_progress().steps == before

@@ -10,7 +10,7 @@ import pytest
 
 from p2pcoord.errors import UserError
 from simulations import scenarios as scenario_folder
-from simulations.faults import FAMILIES, draw_faults
+from simulations.faults import FAMILIES, RARE_MESSAGES, RAREST_MESSAGES, draw_faults
 from simulations.scenario import WorkName, draw_scenario, load_scenario
 from simulations.sweep import parse_range, run_scenario, run_seed, simulate
 
@@ -109,6 +109,15 @@ def test_every_seed_draws_at_least_three_kinds_of_faults() -> None:
             real = draw_faults(seed, family, 3.0, 25.0, training=True)
             assert len({fault.kind for fault in real}) >= min(3, len(kinds))
             assert all(3.0 <= fault.at_s < 25.0 for fault in real)
+
+
+def test_of_the_kinds_of_messages_that_few_runs_send_each_seed_loses_two() -> None:
+    lost = [
+        {fault.message for fault in draw_faults(seed, "all", 3.0, 25.0, training=True) if fault.for_s == 22.0}
+        for seed in range(12)
+    ]
+    assert len(set(map(frozenset, lost))) == 12
+    assert all(len(kinds & set(RAREST_MESSAGES)) == len(kinds & set(RARE_MESSAGES)) == 1 for kinds in lost)
 
 
 def test_what_a_peer_raises_is_a_violation_of_that_seed(monkeypatch: pytest.MonkeyPatch) -> None:
