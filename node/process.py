@@ -1,7 +1,7 @@
 """One node: directory, key, transport, trainer and peer brought together, from start (`start.py`) to exit (`ends.py`).
 
 exit code 0   the run is over, or the user ended the node
-exit code 1   the peer halted, or (as UserError) something of the user's cannot work
+exit code 1   the peer halted, the workload's code failed again and again, or (as UserError) something of the user's cannot work
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio
 from node.console import Console
 from node.document import status_document
 from node.driver import Driver
-from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum
+from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum, watch_workload
 from node.events import EventLog
 from node.failpoints import compact_after_bytes
 from node.hello import (
@@ -213,6 +213,7 @@ class _Node:
             nursery.start_soon(serve_status, self.store.path, lambda: self.local_document(driver))
             nursery.start_soon(watch_end, driver, self.tell)
             nursery.start_soon(watch_quorum, driver, self._event)
+            nursery.start_soon(watch_workload, driver, self.tell)
             nursery.start_soon(keep_addresses, self.store, peer)
             await driver.run(begin)
             nursery.cancel_scope.cancel()

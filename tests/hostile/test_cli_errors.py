@@ -279,7 +279,17 @@ class Empty(Broken):
     def rows(self):
         return TensorDataset(torch.zeros(0, 2))
 
-raise_it = False
+class Untrainable(Empty):
+    def rows(self):
+        return TensorDataset(torch.zeros(8, 2))
+    def loss(self, model, batch):
+        raise ValueError("a bug in loss")
+
+class Unmeasurable(Untrainable):
+    def loss(self, model, batch):
+        return model(batch[0]).mean()
+    def metrics(self, model, batch):
+        raise ValueError("a bug in metrics")
 """
 
 
@@ -308,6 +318,26 @@ def test_data_without_a_row(tmp_path: Path) -> None:
     assert "empty" in told
     assert "train" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(("name", "what"), [("Untrainable", "loss"), ("Unmeasurable", "metrics")])
+def test_a_workload_that_fails_in_training_ends_its_node_after_a_few_tries(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    with running() as nodes:
+        node = RunningNode(tmp_path / "a", *ANYWHERE, "--workload", f"{file}:{name}")
+        nodes.append(node.start())
+        assert node.wait(ENDS_S) == 1
+    printed = node.printed()
+    frames = re.findall(r'"text":"  File \\"([^"]+)\\", line \d+, in (\w+)', printed)
+    assert frames == [(str(file), what)]
+    assert printed.count(f'"text":"ValueError: a bug in {what}"') == 1
+    assert f'"text":"the same again: ValueError: a bug in {what}"' in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("this node stops: ")
+    assert last.endswith(f"of the workload failed: ValueError: a bug in {what} (3 times in a row)")
 
 
 # This machine ---------------------------------------------------------------------------------------------------------------
