@@ -8,6 +8,8 @@ one message on standard error, without a traceback of ours; any other exception 
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -88,6 +90,10 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:2] == ["node"]:
+        # A node takes signals itself while it lives. This is for those that come just before and just after: an exception at
+        # whatever line Python is at would look like a bug.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     cli(prog_name="p2pcoord")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -420,6 +421,23 @@ def test_a_run_file_that_is_not_there(tmp_path: Path) -> None:
     missing = tmp_path / "no.toml"
     told = fails(tmp_path / "a", "--workload", SMALL, "--config", str(missing), code=2)
     assert told == f"cannot read the run file {missing}: No such file or directory"
+
+
+@pytest.mark.parametrize("gap_s", [0.01, 0.05, 0.1])
+def test_two_interrupts_at_once_end_it_without_a_word_of_ours(tmp_path: Path, gap_s: float) -> None:
+    with running() as nodes:
+        node = RunningNode(tmp_path / "a", *ANYWHERE, "--workload", SMALL)
+        nodes.append(node.start())
+        began = time.time()
+        node.until("trains", lambda d: bool(node.commits(began)), START_S)
+        node.signal(signal.SIGINT)
+        time.sleep(gap_s)
+        if node.runs:
+            node.signal(signal.SIGINT)
+        # Killed by it: Python gives signals up just before its end.
+        assert node.wait(ENDS_S) in (0, 130, -signal.SIGINT)
+    assert "Traceback" not in node.printed()
+    assert "Error" not in node.printed()
 
 
 def test_a_second_start_with_the_same_flags_is_no_mistake(tmp_path: Path) -> None:
