@@ -284,7 +284,7 @@ def cluster(
     secret: str | None,
     workload: str | None,
     local: dict[str, str],
-    device: str,
+    device: str | None,
     founders: FoundersFlags,
     name: str,
 ) -> None:
@@ -304,7 +304,7 @@ def cluster(
     if founds and founders.minimum_members is None and founders.config is None:
         # They start one after the other, and are meant to train together.
         founders = founders._replace(minimum_members=nodes)
-    shared = [*(("--workload", workload) if workload else ()), "--device", device]
+    shared = [*(("--workload", workload) if workload else ()), *(("--device", device) if device else ())]
     for key, value in local.items():
         shared += ["--set", f"{key}={value}"]
     console = Console()

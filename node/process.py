@@ -36,8 +36,8 @@ from node.known_addresses import keep_addresses, known_addresses
 from node.libp2p_transport import Libp2pTransport, open_transport
 from node.link import SESSION_BYTES
 from node.repetitions import Repetitions
-from node.run import Run, authority_of
-from node.start import NodeOptions, Started, open_directory, start
+from node.run import Run, authority_of, read_local
+from node.start import NodeOptions, Started, open_directory, remembered, start
 from node.status_socket import serve_status
 from node.store import Store
 from p2pcoord.consensus.record import Admission, Genesis
@@ -65,7 +65,7 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
         async with leaving_on_signals(lambda: node.driver if node is not None else None, tell):
             store = await trio.to_thread.run_sync(Store.open, options.data_dir)
             try:
-                node = _Node(options, token, store, tell)
+                node = _Node(remembered(options, read_local(store)), token, store, tell)
                 exit_code = await node.run()
             finally:
                 with trio.CancelScope(shield=True):

@@ -69,6 +69,9 @@ class Local(msgspec.Struct, frozen=True, omit_defaults=True):
     settings: dict[str, str]
     name: str
     trusted: tuple[int, bytes] | None = None
+    listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
+    device: str | None = None
 
 
 class Run(msgspec.Struct, frozen=True):
