@@ -40,6 +40,7 @@ from node.run import Run, authority_of, read_local
 from node.start import NodeOptions, Started, open_directory, remembered, start
 from node.status_socket import serve_status
 from node.store import Store
+from node.trainer_process import TrainerDied
 from p2pcoord.consensus.record import Admission, Genesis
 from p2pcoord.effects import Effect
 from p2pcoord.errors import UserError
@@ -134,18 +135,21 @@ class _Node:
         return 0
 
     async def _start(self, nursery: trio.Nursery, resumed: Run | None) -> Started:
-        started = await start(
-            self.options,
-            name=self.name,
-            token=self.token,
-            resumed=resumed,
-            store=self.store,
-            key=self.key,
-            transport=self.transport,
-            console=self.console,
-            nursery=nursery,
-            event=self._event,
-        )
+        try:
+            started = await start(
+                self.options,
+                name=self.name,
+                token=self.token,
+                resumed=resumed,
+                store=self.store,
+                key=self.key,
+                transport=self.transport,
+                console=self.console,
+                nursery=nursery,
+                event=self._event,
+            )
+        except TrainerDied as died:
+            raise UserError(f"this node cannot start: {died}") from None
         self.run_ = started.run
         self.run_id = started.run.id
         self.transport.set_hello(self._hello(started.run.secret))

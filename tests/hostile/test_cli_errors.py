@@ -16,11 +16,11 @@ import msgspec
 import pytest
 import trio
 
-from node.hello import JoinToken, make_hello, parse_token
+from node.hello import JoinToken, make_hello, parse_token, program_version
 from node.identity_key import IdentityKey, load_or_create
 from node.libp2p_transport import open_transport
 from node.link import SESSION_BYTES
-from node.run import authority_of
+from node.run import LOCAL_FILE, authority_of
 from node.store import Store
 from node.transport_events import Received
 from p2pcoord.consensus.record import Record, make_genesis
@@ -165,7 +165,7 @@ def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
     document = founder.status()
     assert document is not None
     assert document["rejected"]["by_kind"]["hello_refused"] >= 3
-    assert len(document["members"]) == 1
+    assert [member["program_version"] for member in document["members"]] == [program_version()]
 
 
 def newer_genesis(authority: Authority, founder: str) -> Record:
@@ -263,7 +263,7 @@ def test_a_workload_file_or_class_that_is_not_there(tmp_path: Path) -> None:
 
 
 BROKEN = """
-import torch, p2pcoord
+import os, torch, p2pcoord
 from torch.utils.data import TensorDataset
 
 class Broken(p2pcoord.Workload):
@@ -279,6 +279,11 @@ class Broken(p2pcoord.Workload):
 class Empty(Broken):
     def rows(self):
         return TensorDataset(torch.zeros(0, 2))
+
+class Deadly(Broken):
+    def rows(self):
+        print("the last words", flush=True)
+        os.kill(os.getpid(), 9)
 
 class Untrainable(Empty):
     def rows(self):
@@ -310,6 +315,16 @@ def test_an_exception_in_the_workload_shows_the_users_traceback_and_nothing_of_o
     told = fails(tmp_path / "c", "--workload", f"{file}:Broken")
     assert "SyntaxError" in told
     assert re.findall(r'File "([^"]+)"', told) == [str(file)]
+
+
+def test_a_trainer_that_dies_while_its_node_starts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    told = fails(tmp_path / "a", "--workload", f"{file}:Deadly")
+    assert told.startswith(
+        "this node cannot start: the trainer process was killed by SIGKILL; its last output:"
+    )
+    assert told.endswith("the last words")
 
 
 def test_data_without_a_row(tmp_path: Path) -> None:
@@ -396,6 +411,14 @@ def test_founding_and_contradicting_flags_inside_another_runs_directory(
         assert told.startswith(f"{folder} already takes part in run "), told
         assert reason in told
         assert told.endswith("Leave the flag out, or use another --data-dir")
+    told = fails(folder / "inside", code=2)
+    assert told == (
+        f"{folder / 'inside'} lies inside {folder}, which already takes part in a run: choose another --data-dir"
+    )
+    assert not (folder / "inside").exists()
+    (folder / LOCAL_FILE).write_bytes(b"damaged")
+    told = fails(folder)
+    assert told.startswith(f"{folder / LOCAL_FILE} is damaged (")
 
 
 @pytest.mark.parametrize(
