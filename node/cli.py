@@ -254,7 +254,7 @@ def export(directory: Path, file: Path) -> None:
     from node.export import export_latest
 
     version = export_latest(directory, file)
-    click.echo(f"{file}: " + (f"version {version}" if version else "the newest certified model"))
+    click.echo(f"{file}: version {version}")
 
 
 @cli.command()

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import trio
 
 from node import workers
-from node.export import MODEL_FILE, model_version
+from node.export import MODEL_FILE
+from node.model_checksum import DamagedModel, check_model
 from node.store import Store
 from node.trainer_process import Trainer, TrainerDied
 from node.trainer_protocol import Export, Progress
@@ -64,7 +65,7 @@ class TensorWork:
         self._adopted: fx.Adopt | None = None
         self._adopt_due = trio.Event()
         self.exported_version = self._model_on_disk()
-        """The version that the model file shows; -1 when there is none."""
+        """The version that the model file shows; -1 when there is none that is whole."""
         self._workload_failures = {"training": 0, "validation": 0}  # in a row
         self.gave_up = trio.Event()
         """The workload's code failed WORKLOAD_TRIES times in a row: nothing will come of this node. `gave_up_why` says what."""
@@ -190,10 +191,9 @@ class TensorWork:
     def _model_on_disk(self) -> int:
         try:
             with (self._store.path / MODEL_FILE).open("rb") as file:
-                version = model_version(file)
-        except OSError:
-            return -1
-        return int(version) if version.isdecimal() else -1
+                return check_model(file).version
+        except (OSError, DamagedModel):
+            return -1  # the newest version is written in its place
 
     async def _export(self, adopt: fx.Adopt) -> None:
         temporary = self._scratch_path("model")

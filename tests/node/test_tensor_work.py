@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from node.export import MODEL_FILE, model_version
+from node.export import MODEL_FILE
+from node.model_checksum import CHECKSUM, NO_CHECKSUM, check_model, seal
 from node.store import Store
 from node.tensor_work import TRAINER_RETRIES, WORKLOAD_TRIES, TensorWork
 from node.trainer_process import Trainer, TrainerDied
@@ -51,10 +53,10 @@ class Mortal:
 
     async def export(self, request: Export) -> None:
         await self._live()
-        version = request.metadata["p2pcoord_version"]
-        header = b'{"__metadata__":{"p2pcoord_version":"%s"}}' % version.encode()
+        header = msgspec.json.encode({"__metadata__": {CHECKSUM: NO_CHECKSUM, **request.metadata}})
         await trio.Path(request.path).write_bytes(len(header).to_bytes(8, "little") + header)
-        self.exported.append(version)
+        seal(Path(request.path))
+        self.exported.append(request.metadata["p2pcoord_version"])
 
 
 class Around:
@@ -144,9 +146,13 @@ async def test_the_model_file_shows_the_newest_version_and_never_an_older_one(tm
             assert trainer.exported == ["2"]
             nursery.cancel_scope.cancel()
         with (tmp_path / "node" / MODEL_FILE).open("rb") as file:
-            assert model_version(file) == "2"
+            assert check_model(file).version == 2
         async with around(tmp_path, trainer) as again:
             assert again.work.exported_version == 2
+        with (tmp_path / "node" / MODEL_FILE).open("ab") as file:
+            file.write(b"damage")
+        async with around(tmp_path, trainer) as again:
+            assert again.work.exported_version == -1, "it is written anew"
 
 
 @pytest.mark.trio
