@@ -102,8 +102,8 @@ async def watch_workload(driver: Driver, tell: Tell) -> None:
 
 async def _leave(driver: Driver, tell: Tell, reason: str = "") -> None:
     peer = driver.peer
-    alone = len(peer.roster.members) <= 1
-    if not alone:
+    # A run that is over needs no goodbye, and has nobody left to certify one: who goes has ended.
+    if len(peer.roster.members) > 1 and not run_is_over(peer):
         driver.put(peer.leave)
         with trio.move_on_after(LEAVE_S):
             while not (peer.left or driver.stopped.is_set()):  # noqa: ASYNC110  # a certified record has no event of its own

@@ -75,7 +75,8 @@ class Leaving:
     """A driver whose peer has been asked to leave, and is not let go."""
 
     def __init__(self) -> None:
-        self.peer = SimpleNamespace(roster=SimpleNamespace(members=["A", "B"]), leave="leave", left=False)
+        roster = SimpleNamespace(members=["A", "B"])
+        self.peer = SimpleNamespace(roster=roster, leave="leave", left=False, work=None)
         self.asked: list[Any] = []
         self.stopped = trio.Event()
         self.put = self.asked.append
@@ -99,6 +100,21 @@ async def test_a_member_says_goodbye_and_waits_for_it_but_not_for_ever(
         assert trio.current_time() - began == pytest.approx(0 if left else LEAVE_S, abs=0.1)
         assert told[0] == "leaving"
         assert len(told) == (1 if left else 2)
+
+
+@pytest.mark.trio
+async def test_a_member_of_a_run_that_is_over_waits_for_nobody(
+    autojump_clock: MockClock, exits: None
+) -> None:
+    told: list[str] = []
+    driver = Leaving()
+    driver.peer.work = rounds(over=True)
+    began = trio.current_time()
+    async with leaving_on_signals(lambda: cast(Driver, driver), told.append):
+        signal.raise_signal(signal.SIGTERM)
+        await driver.stopped.wait()
+    assert trio.current_time() - began == pytest.approx(0, abs=0.1)
+    assert (driver.asked, told) == ([], ["leaving"])
 
 
 @pytest.mark.trio
