@@ -1,6 +1,6 @@
 """The command line. It understands flags, calls the part that does the work, and turns what went wrong into a message.
 
-    exit code   0 done      1 failed      2 usage: the command line itself cannot be meant
+    exit code   0 done      1 failed      2 usage: the command line cannot be meant
 
 Nothing heavy is imported before a command needs it, so `p2pcoord --help` answers at once. A user's mistake (`UserError`) is
 one message on standard error, without a traceback of ours; any other exception is our bug and shows where it happened.

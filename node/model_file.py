@@ -48,7 +48,7 @@ def load_model(model: nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file", exit_code=2) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from None
+        raise UserError(f"{path} is no safetensors file: {error}", exit_code=2) from None
     ours = model.state_dict(keep_vars=True)
     filled = {
         id(tensor) for name, tensor in ours.items() if name in given
@@ -62,7 +62,9 @@ def load_model(model: nn.Module, path: Path) -> None:
     ]
     if told:
         more = f"; and {len(told) - MAX_NAMES_TOLD} more" if len(told) > MAX_NAMES_TOLD else ""
-        raise UserError(f"{path} does not fit the workload's model: {'; '.join(told[:MAX_NAMES_TOLD])}{more}")
+        raise UserError(
+            f"{path} does not fit the workload's model: {'; '.join(told[:MAX_NAMES_TOLD])}{more}", exit_code=2
+        )
     with torch.no_grad():
         for name, tensor in given.items():
             ours[name].copy_(tensor)

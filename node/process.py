@@ -163,7 +163,8 @@ class _Node:
             if self.peer is None or self.run_.config.open or self.peer.roster.is_member(peer_id):
                 return ""
             if self.peer.roster.proves(Admission(peer_id, "", proof)):
-                return "wrong secret: copy the whole line that a node of the run printed"
+                wrong = "wrong secret" if proof else "the run needs a secret"
+                return f"{wrong}: copy the whole line that a node of the run printed"
             return ""
 
         refused = check_hello(data, self.run_id, may_join)

@@ -161,7 +161,9 @@ def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
     told = fails(tmp_path / "b", "--bootstrap", address, "--secret", another)
     assert told == f"the peer at {address} refused this node: peer belongs to another run"
     told = fails(tmp_path / "c", "--bootstrap", address)
-    assert told.startswith(f"the peer at {address} refused this node: wrong secret")
+    assert told == (
+        f"the peer at {address} refused this node: the run needs a secret: copy the whole line that a node of the run printed"
+    )
     document = founder.status()
     assert document is not None
     assert document["rejected"]["by_kind"]["hello_refused"] >= 3
@@ -256,9 +258,9 @@ def test_a_joiner_with_another_model_is_told_the_difference(tmp_path: Path, foun
 def test_a_workload_file_or_class_that_is_not_there(tmp_path: Path) -> None:
     told = fails(tmp_path / "a", "--workload", "nowhere.py:Digits", code=2)
     assert told == "--workload nowhere.py:Digits: there is no file nowhere.py"
-    told = fails(tmp_path / "b", "--workload", f"{WORKLOADS}:Smal")
+    told = fails(tmp_path / "b", "--workload", f"{WORKLOADS}:Smal", code=2)
     assert told.endswith("there is no class Smal in it; did you mean Small?")
-    told = fails(tmp_path / "c", "--workload", "no_such_module:Digits")
+    told = fails(tmp_path / "c", "--workload", "no_such_module:Digits", code=2)
     assert "there is no module no_such_module" in told
 
 
@@ -325,6 +327,15 @@ def test_a_trainer_that_dies_while_its_node_starts(tmp_path: Path) -> None:
         "this node cannot start: the trainer process was killed by SIGKILL; its last output:"
     )
     assert told.endswith("the last words")
+
+
+def test_first_parameters_that_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "first.safetensors"
+    told = fails(tmp_path / "a", "--workload", SMALL, "--init", str(file), code=2)
+    assert told == f"{file}: there is no such file"
+    file.write_bytes(b"x" * 100)
+    told = fails(tmp_path / "b", "--workload", SMALL, "--init", str(file), code=2)
+    assert told.startswith(f"{file} is no safetensors file: ")
 
 
 def test_data_without_a_row(tmp_path: Path) -> None:
