@@ -9,10 +9,13 @@ descriptors of the node processes and their trainers are compared between the fi
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -48,6 +51,21 @@ def sample(network: Network) -> list[Sample]:
     return taken
 
 
+@contextmanager
+def ending_when_told() -> Iterator[None]:
+    """SIGINT (also where whoever started this ignores it), SIGTERM and SIGHUP end the block; what cleans up behind it is not
+    interrupted any more."""
+    others = (signal.SIGTERM, signal.SIGHUP)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which trio knows
+    for other in others:
+        signal.signal(other, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for each in (signal.SIGINT, *others):
+            signal.signal(each, signal.SIG_IGN)
+
+
 @click.command()
 @click.option("--minutes", default=15.0, help="How long.")
 @click.option("--directory", type=click.Path(path_type=Path), help="Keep the nodes' directories here.")
@@ -56,6 +74,7 @@ def main(minutes: float, directory: Path | None) -> None:
     with (
         tempfile.TemporaryDirectory() as temporary,
         Network(directory or Path(temporary), RUN, workload="text") as network,
+        ending_when_told(),
     ):
         network.found(NODES)
         network.wait_version(5, timeout_s=120.0)

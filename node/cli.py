@@ -1,6 +1,6 @@
 """The command line. It understands flags, calls the part that does the work, and turns what went wrong into a message.
 
-    exit code   0 done      1 failed      2 usage: the command line itself cannot be meant
+    exit code   0 done      1 failed      2 usage: the command line cannot be meant
 
 Nothing heavy is imported before a command needs it, so `p2pcoord --help` answers at once. A user's mistake (`UserError`) is
 one message on standard error, without a traceback of ours; any other exception is our bug and shows where it happened.
@@ -8,7 +8,9 @@ one message on standard error, without a traceback of ours; any other exception 
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -89,6 +91,10 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:2] == ["node"]:
+        # A node takes signals itself while it lives. This is for those that come just before and just after: an exception at
+        # whatever line Python is at would look like a bug.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     cli(prog_name="p2pcoord")
 
 
@@ -249,7 +255,7 @@ def export(directory: Path, file: Path) -> None:
     from node.export import export_latest
 
     version = export_latest(directory, file)
-    click.echo(f"{file}: " + (f"version {version}" if version else "the newest certified model"))
+    click.echo(f"{file}: version {version}")
 
 
 @cli.command()
@@ -279,7 +285,7 @@ def cluster(
     secret: str | None,
     workload: str | None,
     local: dict[str, str],
-    device: str,
+    device: str | None,
     founders: FoundersFlags,
     name: str,
 ) -> None:
@@ -299,7 +305,7 @@ def cluster(
     if founds and founders.minimum_members is None and founders.config is None:
         # They start one after the other, and are meant to train together.
         founders = founders._replace(minimum_members=nodes)
-    shared = [*(("--workload", workload) if workload else ()), "--device", device]
+    shared = [*(("--workload", workload) if workload else ()), *(("--device", device) if device else ())]
     for key, value in local.items():
         shared += ["--set", f"{key}={value}"]
     console = Console()

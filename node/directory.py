@@ -127,6 +127,8 @@ class Directory:
 
 def claim(path: Path) -> int:
     """Make the directory if need be, check that it is ours, and lock it; the lock file's descriptor."""
+    if not (path / "format").exists():
+        _refuse_inside_another(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -150,6 +152,17 @@ def claim(path: Path) -> int:
         os.close(lock_file)
         raise
     return lock_file
+
+
+def _refuse_inside_another(path: Path) -> None:
+    """A node's directory is that node's alone: it empties tmp/ and drops what it does not know among its objects."""
+    for parent in path.resolve().parents:
+        with suppress(OSError):  # not ours to read, or none
+            if (parent / "format").read_bytes().startswith(FORMAT[:24]):
+                raise UserError(
+                    f"{path} lies inside {parent}, which already takes part in a run: choose another --data-dir",
+                    exit_code=2,
+                )
 
 
 def check_format(path: Path, *, may_be_empty: bool = False) -> bool:

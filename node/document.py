@@ -136,6 +136,7 @@ def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
         "last_seen_s": None if seen is None else (now - seen) / 1e9,
         "addresses": list(record.addresses) if record else [],
         "device": record.profile.device if record else "",
+        "program_version": record.program_version if record else "",
         "local_step": local.local_step,
         "local_loss": local.local_loss,
         "gradient_norm": local.gradient_norm,

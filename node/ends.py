@@ -2,6 +2,7 @@
 
 SIGINT, SIGTERM     leaves in good order: the duty is handed over, the others are told; a second SIGINT ends it at once.
                     A node that is still starting has nobody to tell, and just ends
+workload fails      leaves in good order with exit code 1, when its code failed several times in a row: others go on
 the last round      says what came of it, serves it while a living member lacks it, and ends
 too few voters      only says so: it waits for them
 
@@ -93,17 +94,23 @@ async def _exit_at_once(signals: AsyncIterator[int]) -> None:
             os._exit(130)
 
 
-async def _leave(driver: Driver, tell: Tell) -> None:
+async def watch_workload(driver: Driver, tell: Tell) -> None:
+    """Ends a node whose workload fails again and again: its user has to see that, and the others wait for it in vain."""
+    await driver.tensors.gave_up.wait()
+    await _leave(driver, tell, driver.tensors.gave_up_why)
+
+
+async def _leave(driver: Driver, tell: Tell, reason: str = "") -> None:
     peer = driver.peer
-    alone = len(peer.roster.members) <= 1
-    if not alone:
+    # A run that is over needs no goodbye, and has nobody left to certify one: who goes has ended.
+    if len(peer.roster.members) > 1 and not run_is_over(peer):
         driver.put(peer.leave)
         with trio.move_on_after(LEAVE_S):
             while not (peer.left or driver.stopped.is_set()):  # noqa: ASYNC110  # a certified record has no event of its own
                 await trio.sleep(0.05)
         if not (peer.left or driver.stopped.is_set()):
             tell("nobody could take this machine off the list in time: it stays listed as a member")
-    driver.stop()
+    driver.stop(reason)
 
 
 # Too few voters

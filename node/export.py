@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from node.directory import check_format
+from node.model_checksum import DamagedModel, check_model
 from node.whole_file import whole_file
 from p2pcoord.errors import UserError
 
 MODEL_FILE: Final = Path("model/latest.safetensors")
 
-MAX_HEADER_BYTES: Final = 64 << 20
-"""Of a safetensors file: names and shapes, some 100 bytes a tensor. Their own limit is 100 MB."""
 
+def export_latest(directory: Path, target: Path) -> int:
+    """Copies the model, durably; its version.
 
-def export_latest(directory: Path, target: Path) -> str:
-    """Copies the model, durably; the version that it says it is ("" when it does not say).
-
-    Raises UserError when there is none yet, or when the target cannot be written.
+    Raises UserError when there is none yet, when it is damaged, or when the target cannot be written.
     """
     check_format(directory)
     if target.suffix != ".safetensors":
@@ -41,22 +37,16 @@ def export_latest(directory: Path, target: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {directory / MODEL_FILE}: {error.strerror or error}") from error
     with source:
-        version = model_version(source)
+        try:
+            version = check_model(source).version
+        except DamagedModel as damaged:
+            raise UserError(
+                f"{directory / MODEL_FILE} is damaged ({damaged}). Start the node: it writes the file anew from the certified "
+                "state"
+            ) from None
         try:
             with whole_file(target) as temporary, temporary.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     return version
-
-
-def model_version(file: Any) -> str:
-    """`p2pcoord_version` of the file's metadata; the file stands at its beginning before and after."""
-    size = int.from_bytes(file.read(8), "little")
-    try:
-        header = msgspec.json.decode(file.read(size)) if size <= MAX_HEADER_BYTES else {}
-        return str(header["__metadata__"]["p2pcoord_version"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return ""
-    finally:
-        file.seek(0)

@@ -27,7 +27,9 @@ def _settings(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> 
     return settings
 
 
-def _device(_: click.Context, __: click.Parameter, given: str) -> str:
+def _device(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    if given is None:
+        return None
     kind, colon, index = given.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise click.BadParameter(f"{given!r} is none of auto, cpu, cuda, cuda:N, mps")
@@ -139,11 +141,9 @@ node_flags = _flags(
     ),
     click.option(
         "--device",
-        default="auto",
-        show_default=True,
         callback=_device,
         metavar="DEVICE",
-        help="auto, cpu, cuda[:N] or mps.",
+        help="auto, cpu, cuda[:N] or mps.  [default: auto]",
     ),
     _founders_flags,
     _gathered,

@@ -78,6 +78,8 @@ class Replay:
         self.run = b""
         self.state: ContentRef | None = None
         self.version = 0
+        self.states: dict[int, bytes] = {}
+        """The certified state hash of each version whose round is here."""
         self.frame = 0
         self._authority: Authority
         self._voter: Voter | None = None
@@ -169,6 +171,8 @@ class Replay:
         self._voter = Voter(self._authority, Outbox(self.owner), genesis)
         self._roster.apply([genesis])
         self.state = body.state
+        if body.state is not None:
+            self.states[0] = body.state.root
 
     def _stand(self, frame: Standing, voter: Voter) -> None:
         if frame.term < self._term:
@@ -248,6 +252,7 @@ class Replay:
         self._check_weights(body, height)
         self.version = body.version
         self.state = ContentRef(body.state, body.state_bytes)
+        self.states[body.version] = body.state
 
     def _check_weights(self, body: Round, height: int) -> None:
         weights = [counted.weight for counted in body.contributors]

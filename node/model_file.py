@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from node.model_checksum import CHECKSUM, NO_CHECKSUM, seal
 from node.whole_file import whole_file
 from p2pcoord.errors import UserError
 
@@ -29,13 +30,15 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     try:
         with whole_file(path) as temporary:
             safetensors.torch.save_file(own, temporary, metadata=dict(metadata))
+            if CHECKSUM in metadata:
+                seal(temporary)
     except safetensors.SafetensorError as error:  # it reports a full disk by this
         raise OSError(f"{path}: {error}") from error
 
 
 def export_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the model's `state_dict` to a file that another program loads. Raises OSError."""
-    write_tensors(path, model.state_dict(), {"format": "pt", **metadata})
+    """Write the model's `state_dict` to a file that another program loads, with a checksum. Raises OSError."""
+    write_tensors(path, model.state_dict(), {"format": "pt", CHECKSUM: NO_CHECKSUM, **metadata})
 
 
 def load_model(model: nn.Module, path: Path) -> None:
@@ -45,7 +48,7 @@ def load_model(model: nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file", exit_code=2) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from None
+        raise UserError(f"{path} is no safetensors file: {error}", exit_code=2) from None
     ours = model.state_dict(keep_vars=True)
     filled = {
         id(tensor) for name, tensor in ours.items() if name in given
@@ -59,7 +62,9 @@ def load_model(model: nn.Module, path: Path) -> None:
     ]
     if told:
         more = f"; and {len(told) - MAX_NAMES_TOLD} more" if len(told) > MAX_NAMES_TOLD else ""
-        raise UserError(f"{path} does not fit the workload's model: {'; '.join(told[:MAX_NAMES_TOLD])}{more}")
+        raise UserError(
+            f"{path} does not fit the workload's model: {'; '.join(told[:MAX_NAMES_TOLD])}{more}", exit_code=2
+        )
     with torch.no_grad():
         for name, tensor in given.items():
             ours[name].copy_(tensor)

@@ -1,7 +1,7 @@
 """One node: directory, key, transport, trainer and peer brought together, from start (`start.py`) to exit (`ends.py`).
 
 exit code 0   the run is over, or the user ended the node
-exit code 1   the peer halted, or (as UserError) something of the user's cannot work
+exit code 1   the peer halted, the workload's code failed again and again, or (as UserError) something of the user's cannot work
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio
 from node.console import Console
 from node.document import names_of, status_document
 from node.driver import Driver
-from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum
+from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum, watch_workload
 from node.event_words import SOLE_VOTER, NameOf, naming, short_name
 from node.events import EventLog
 from node.failpoints import compact_after_bytes
@@ -37,10 +37,11 @@ from node.known_addresses import keep_addresses, known_addresses
 from node.libp2p_transport import Libp2pTransport, open_transport
 from node.link import SESSION_BYTES
 from node.repetitions import Repetitions
-from node.run import Run, authority_of
-from node.start import NodeOptions, Started, open_directory, start
+from node.run import Run, authority_of, read_local
+from node.start import NodeOptions, Started, open_directory, remembered, start
 from node.status_socket import serve_status
 from node.store import Store
+from node.trainer_process import TrainerDied
 from p2pcoord.consensus.record import Admission, Genesis
 from p2pcoord.effects import Effect
 from p2pcoord.errors import UserError
@@ -66,7 +67,7 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
         async with leaving_on_signals(lambda: node.driver if node is not None else None, tell):
             store = await trio.to_thread.run_sync(Store.open, options.data_dir)
             try:
-                node = _Node(options, token, store, tell)
+                node = _Node(remembered(options, read_local(store)), token, store, tell)
                 exit_code = await node.run()
             finally:
                 with trio.CancelScope(shield=True):
@@ -135,18 +136,21 @@ class _Node:
         return 0
 
     async def _start(self, nursery: trio.Nursery, resumed: Run | None) -> Started:
-        started = await start(
-            self.options,
-            name=self.name,
-            token=self.token,
-            resumed=resumed,
-            store=self.store,
-            key=self.key,
-            transport=self.transport,
-            console=self.console,
-            nursery=nursery,
-            event=self._event,
-        )
+        try:
+            started = await start(
+                self.options,
+                name=self.name,
+                token=self.token,
+                resumed=resumed,
+                store=self.store,
+                key=self.key,
+                transport=self.transport,
+                console=self.console,
+                nursery=nursery,
+                event=self._event,
+            )
+        except TrainerDied as died:
+            raise UserError(f"this node cannot start: {died}") from None
         self.run_ = started.run
         self.run_id = started.run.id
         self.transport.set_hello(self._hello(started.run.secret))
@@ -160,7 +164,8 @@ class _Node:
             if self.peer is None or self.run_.config.open or self.peer.roster.is_member(peer_id):
                 return ""
             if self.peer.roster.proves(Admission(peer_id, "", proof)):
-                return "wrong secret: copy the whole line that a node of the run printed"
+                wrong = "wrong secret" if proof else "the run needs a secret"
+                return f"{wrong}: copy the whole line that a node of the run printed"
             return ""
 
         refused = check_hello(data, self.run_id, may_join)
@@ -214,6 +219,7 @@ class _Node:
             nursery.start_soon(serve_status, self.store.path, lambda: self.local_document(driver))
             nursery.start_soon(watch_end, driver, self.tell)
             nursery.start_soon(watch_quorum, driver, self._event)
+            nursery.start_soon(watch_workload, driver, self.tell)
             nursery.start_soon(keep_addresses, self.store, peer)
             await driver.run(begin)
             nursery.cancel_scope.cancel()

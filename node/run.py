@@ -69,6 +69,9 @@ class Local(msgspec.Struct, frozen=True, omit_defaults=True):
     settings: dict[str, str]
     name: str
     trusted: tuple[int, bytes] | None = None
+    listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
+    device: str | None = None
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -139,8 +142,15 @@ def readable(genesis: Record, whose: str) -> tuple[RunConfig, WorkloadPins]:
 
 
 def read_local(store: Store) -> Local | None:
+    """None where there is none yet. Raises UserError when it is damaged."""
     data = store.read_file(LOCAL_FILE)
-    return decode(data, Local) if data is not None else None
+    try:
+        return decode(data, Local) if data is not None else None
+    except RemoteError as error:
+        raise UserError(
+            f"{store.path / LOCAL_FILE} is damaged ({error.kind}): remove it, and start this node with all of its flags, the "
+            "--secret that another node's line names among them"
+        ) from None
 
 
 def write_local(store: Store, local: Local) -> None:

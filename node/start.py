@@ -55,8 +55,22 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     name: str | None = None
-    device: str = "auto"
+    device: str | None = None
     founders: FoundersFlags = FoundersFlags()
+
+
+def remembered(options: NodeOptions, local: Local | None) -> NodeOptions:
+    """The command line, and where it says nothing of this machine, what the directory's last start was told."""
+    if local is None:
+        return options
+    return msgspec.structs.replace(
+        options,
+        local=options.local or local.settings,
+        listen=options.listen or local.listen,
+        announce=options.announce or local.announce,
+        name=options.name or local.name,
+        device=options.device or local.device,
+    )
 
 
 # The directory -------------------------------------------------------------------------------------------------------
@@ -146,9 +160,10 @@ async def start(
         workload = workload_for(invitation.run.config, options.workload)
     else:
         workload = options.workload or "text"
-    settings = options.local or (local.settings if local is not None else {})
     trainer = Trainer(
-        TrainerSettings(parse_spec(workload), store.path / "trainer", settings, options.device),
+        TrainerSettings(
+            parse_spec(workload), store.path / "trainer", options.local, options.device or "auto"
+        ),
         output=console.trainer_output,
         restarted=lambda reason: event("trainer-died", {"reason": reason}),
     )
@@ -170,7 +185,19 @@ async def start(
         )
     absolute = parse_spec(workload)
     spec = f"{absolute.file}:{absolute.name}" if absolute.file else workload
-    write_local(store, Local(run.secret or b"", spec, settings, name, run.trusted))
+    write_local(
+        store,
+        Local(
+            run.secret or b"",
+            spec,
+            options.local,
+            name,
+            run.trusted,
+            options.listen,
+            options.announce,
+            options.device,
+        ),
+    )
     return Started(run, trainer, loaded)
 
 

@@ -1,7 +1,7 @@
 """What is done with tensors: outside of `Peer`, and never on the trio thread.
 
     Combine, Step      worker threads, one computation at a time (they are bound by memory bandwidth)
-    Train, Validate    the trainer process; asked again when it died
+    Train, Validate    the trainer process; asked again when it died, or when the workload's code failed (`gave_up`)
     Adopt              the newest one only, written to DIR/model/latest.safetensors by the trainer
 
 What is written on the way lies in DIR/scratch and moves into the store when it is whole.
@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import trio
 
 from node import workers
-from node.export import MODEL_FILE, model_version
+from node.export import MODEL_FILE
+from node.model_checksum import DamagedModel, check_model
 from node.store import Store
 from node.trainer_process import Trainer, TrainerDied
 from node.trainer_protocol import Export, Progress
@@ -25,12 +26,17 @@ from node.trainer_protocol import Train as TrainRequest
 from node.trainer_protocol import Validate as ValidateRequest
 from p2pcoord import effects as fx
 from p2pcoord.content import ContentRef
-from p2pcoord.errors import LocalError, P2PCoordError
+from p2pcoord.errors import LocalError, P2PCoordError, UserError
 from p2pcoord.layout import Layout
 from p2pcoord.run_config import RunConfig
 
 # A trainer that dies is asked again so often before the assignment counts as failed and goes to another member.
 TRAINER_RETRIES = 3
+
+# The workload's code may fail so often in a row, in training or in validation. What a moment's wait mends (memory that another
+# program holds, a share that is mounted late) is over by then; a bug is not, and only its user can mend it.
+WORKLOAD_TRIES = 3
+FIRST_BACKOFF_S = 1.0  # doubled each time
 
 T = TypeVar("T")
 
@@ -59,7 +65,11 @@ class TensorWork:
         self._adopted: fx.Adopt | None = None
         self._adopt_due = trio.Event()
         self.exported_version = self._model_on_disk()
-        """The version that the model file shows; -1 when there is none."""
+        """The version that the model file shows; -1 when there is none that is whole."""
+        self._workload_failures = {"training": 0, "validation": 0}  # in a row
+        self.gave_up = trio.Event()
+        """The workload's code failed WORKLOAD_TRIES times in a row: nothing will come of this node. `gave_up_why` says what."""
+        self.gave_up_why = ""
 
     async def combine(self, effect: fx.Combine) -> fx.Outcome:
         inputs = [workers.CombineInput(self._store.file_of(ref), factors) for ref, factors in effect.inputs]
@@ -104,7 +114,7 @@ class TensorWork:
         def progress(told: Progress) -> None:
             self._progress(effect.id, told.local_step, told.loss)
 
-        trained = await self._ask(lambda: self._trainer.train(request, progress))
+        trained = await self._work("training", lambda: self._trainer.train(request, progress))
         if not trained.finite:
             out.unlink(missing_ok=True)
             return fx.Failed(f"the contribution is not finite (loss {trained.loss})")
@@ -115,8 +125,29 @@ class TensorWork:
     async def validate(self, effect: fx.Validate) -> fx.Outcome:
         ranges = effect.ranges if self._config.data.mode == "dealt" else None
         request = ValidateRequest(str(self._store.file_of(effect.state)), ranges)
-        done = await self._ask(lambda: self._trainer.validate(request))
+        done = await self._work("validation", lambda: self._trainer.validate(request))
         return fx.Done(fx.Validated(done.samples, done.loss_sum, done.metric_sums))
+
+    async def _work(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Asks the trainer for what the workload's code does, again when that fails. Raises UserError, on one line."""
+        failures = self._workload_failures
+        while True:
+            if failures[what]:
+                await trio.sleep(FIRST_BACKOFF_S * 2 ** (failures[what] - 1))
+            try:
+                done = await self._ask(ask)
+            except UserError as error:
+                failures[what] += 1
+                if failures[what] < WORKLOAD_TRIES:
+                    continue
+                # Its traceback was printed by the trainer, whole.
+                lines = str(error).splitlines()
+                reason = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
+                self.gave_up_why = f"{reason} ({failures[what]} times in a row)"
+                self.gave_up.set()
+                raise UserError(reason) from None
+            failures[what] = 0
+            return done
 
     async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Asks the trainer, again when it died meanwhile."""
@@ -160,10 +191,9 @@ class TensorWork:
     def _model_on_disk(self) -> int:
         try:
             with (self._store.path / MODEL_FILE).open("rb") as file:
-                version = model_version(file)
-        except OSError:
-            return -1
-        return int(version) if version.isdecimal() else -1
+                return check_model(file).version
+        except (OSError, DamagedModel):
+            return -1  # the newest version is written in its place
 
     async def _export(self, adopt: fx.Adopt) -> None:
         temporary = self._scratch_path("model")

@@ -72,6 +72,8 @@ class Trainer:
         self._class: type[Workload] | None = None
         self._device: torch.device | None = None
         self._training: LocalTraining | None = None
+        self._shown = ""
+        """The mistake of the user's that was printed last."""
 
     def cancel(self, request: int) -> None:
         """The answer to this request is no longer wanted. Called from the reading thread."""
@@ -84,6 +86,8 @@ class Trainer:
         try:
             answer = Stopped() if self._is_cancelled(frame.id) else self._answer(frame.id, frame.body)
         except UserError as error:
+            if isinstance(frame.body, Train | Validate):
+                self._show(str(error))
             answer = Failed(True, str(error), error.exit_code)
         except Exception:  # whatever it is, the node is told, and this process goes on
             answer = Failed(False, traceback.format_exc())
@@ -159,6 +163,12 @@ class Trainer:
 
     def _is_cancelled(self, number: int) -> bool:
         return number in self._cancelled
+
+    def _show(self, mistake: str) -> None:
+        """Prints a mistake in the user's code as if it was not caught: whole and in lines, which an answer's reason is not."""
+        told = mistake if mistake != self._shown else f"the same again: {mistake.splitlines()[-1]}"
+        sys.stdout.write(told + "\n")
+        self._shown = mistake
 
     def _say(self, number: int, answer: Answer) -> None:
         self._answers.write(encode_frame(AnswerFrame(number, answer)))

@@ -12,6 +12,8 @@ believed:
     standings      terms do not fall, are proven, and have one vote each
     slots          the owner's signature, one header a slot and life
     objects        every one against the hash it is named by; the certified state must be among them
+    model          the model file against its checksum, and the state that it says it shows against the certified one of its
+                   version. A node may have written no newer one yet
 
 A running node changes the directory meanwhile: an unfinished last append is no fault, nor is an object that goes while it is
 read, and a state that is not here yet is waited for a moment.
@@ -24,14 +26,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from node.export import MODEL_FILE
 from node.identity_key import FILE_NAME as KEY_FILE
 from node.identity_key import load as load_key
 from node.log_replay import Problem, Replay, Wrong
+from node.model_checksum import DamagedModel, check_model
 from node.objects import DamagedObject, MissingObject
 from node.store import Store
 from p2pcoord.consensus.log import CorruptLog
@@ -65,6 +70,7 @@ class Verified(msgspec.Struct):
     objects: int = 0
     object_bytes: int = 0
     unfinished_tail: bool = False
+    model: int = -1
     problems: list[Problem] = []
 
     @property
@@ -82,6 +88,7 @@ class Verified(msgspec.Struct):
             f"records     {self.records}, certified up to height {self.certified} by {self.certificates} certificates",
             f"version     {self.version}, state {self.state or '-'}",
             f"objects     {self.objects} of {self.object_bytes} bytes",
+            f"model file  {f'version {self.model}' if self.model >= 0 else '-'}",
         ]
         told += [f"WRONG       {problem}" for problem in self.problems]
         return [*told, "all is well" if self.ok else f"{len(self.problems)} wrong"]
@@ -106,10 +113,12 @@ def verify(
         if attempt:
             wait(PAUSE_S)
         report = Verified(str(directory))
-        with Store.open(directory, read_only=True) as store:
-            state = _verify_log(store, report, progress)
+        with Store.open(directory, read_only=True) as store, _model_file(directory) as model:
+            states: dict[int, bytes] = {}
+            state = _verify_log(store, report, states, progress)
             if _verify_state(store, state, report):
                 _verify_objects(store, state, report, progress)
+                _verify_model(model, states, report)
                 break
     else:
         report.problems.append(
@@ -126,8 +135,10 @@ def verify(
 # The log -------------------------------------------------------------------------------------------------------------
 
 
-def _verify_log(store: Store, report: Verified, progress: Callable[[str], object]) -> ContentRef | None:
-    """The state that must be here, when the log says so."""
+def _verify_log(
+    store: Store, report: Verified, states: dict[int, bytes], progress: Callable[[str], object]
+) -> ContentRef | None:
+    """The state that must be here, when the log says so; `states` gets the state hashes of certified versions."""
     try:
         recovery = store.recovered()
     except CorruptLog as corrupt:
@@ -152,6 +163,7 @@ def _verify_log(store: Store, report: Verified, progress: Callable[[str], object
     except Wrong as wrong:
         report.problems.append(wrong.problem)
     _fill(report, replay)
+    states.update(replay.states)
     return None if any(p.frame is not None for p in report.problems) else replay.state
 
 
@@ -211,3 +223,38 @@ def _verify_object(store: Store, ref: ContentRef, report: Verified) -> bool:
         report.objects += 1
         report.object_bytes += ref.size_bytes
     return True
+
+
+# The model file -------------------------------------------------------------------------------------------------------
+
+
+def _model_file(directory: Path) -> AbstractContextManager[BinaryIO | None]:
+    """Opened before the log is read, so that the log is as new as the file; a node replaces the file, and never changes it."""
+    try:
+        return (directory / MODEL_FILE).open("rb")
+    except FileNotFoundError:
+        return nullcontext()
+    except OSError as error:
+        raise UserError(f"cannot read {directory / MODEL_FILE}: {error.strerror or error}") from error
+
+
+def _verify_model(file: BinaryIO | None, states: dict[int, bytes], report: Verified) -> None:
+    if file is None:
+        return
+    try:
+        model = check_model(file)
+    except DamagedModel as damaged:
+        report.problems.append(
+            Problem(f"{MODEL_FILE} is damaged: {damaged} (the node writes it anew when it starts)")
+        )
+        return
+    report.model = model.version
+    # Of a version that is not here nothing can be said: its round was compacted away, or the node was killed before the
+    # certificate was on the disk.
+    certified = states.get(model.version)
+    if certified is not None and certified.hex() != model.state:
+        report.problems.append(
+            Problem(
+                f"{MODEL_FILE} shows state {model.state} of version {model.version}, certified is {certified.hex()}"
+            )
+        )

@@ -73,7 +73,7 @@ def parse_spec(text: str) -> WorkloadSpec:
 
 
 def load_workload(spec: WorkloadSpec) -> type[Workload]:
-    """The class, after running its module. Raises UserError for whatever goes wrong."""
+    """The class, after running its module. Raises UserError: exit code 2 when there is no such class, 1 when its code fails."""
     module = _run_file(Path(spec.file)) if spec.file else _import(spec)
     found = getattr(module, spec.name, None)
     if found is None:
@@ -82,9 +82,11 @@ def load_workload(spec: WorkloadSpec) -> type[Workload]:
         hint = (
             f"; did you mean {' or '.join(close)}?" if close else "; it has no subclass of p2pcoord.Workload"
         )
-        raise UserError(f"--workload {spec.text}: there is no class {spec.name} in it{hint}")
+        raise UserError(f"--workload {spec.text}: there is no class {spec.name} in it{hint}", exit_code=2)
     if not _is_workload(found):
-        raise UserError(f"--workload {spec.text}: {spec.name} is no subclass of p2pcoord.Workload")
+        raise UserError(
+            f"--workload {spec.text}: {spec.name} is no subclass of p2pcoord.Workload", exit_code=2
+        )
     workload: type[Workload] = found
     missing = [name for name in REQUIRED_METHODS if getattr(workload, name) is getattr(Workload, name)]
     if missing:
@@ -153,7 +155,8 @@ def _import(spec: WorkloadSpec) -> ModuleType:
         found = None
     if found is None:
         raise UserError(
-            f"--workload {spec.text}: there is no module {wanted}: install it, or start where Python can import it"
+            f"--workload {spec.text}: there is no module {wanted}: install it, or start where Python can import it",
+            exit_code=2,
         )
     with user_code(f"importing {wanted}"):
         return importlib.import_module(wanted)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -15,11 +16,11 @@ import msgspec
 import pytest
 import trio
 
-from node.hello import JoinToken, make_hello, parse_token
+from node.hello import JoinToken, make_hello, parse_token, program_version
 from node.identity_key import IdentityKey, load_or_create
 from node.libp2p_transport import open_transport
 from node.link import SESSION_BYTES
-from node.run import authority_of
+from node.run import LOCAL_FILE, authority_of
 from node.store import Store
 from node.transport_events import Received
 from p2pcoord.consensus.record import Record, make_genesis
@@ -160,11 +161,13 @@ def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
     told = fails(tmp_path / "b", "--bootstrap", address, "--secret", another)
     assert told == f"the peer at {address} refused this node: peer belongs to another run"
     told = fails(tmp_path / "c", "--bootstrap", address)
-    assert told.startswith(f"the peer at {address} refused this node: wrong secret")
+    assert told == (
+        f"the peer at {address} refused this node: the run needs a secret: copy the whole line that a node of the run printed"
+    )
     document = founder.status()
     assert document is not None
     assert document["rejected"]["by_kind"]["hello_refused"] >= 3
-    assert len(document["members"]) == 1
+    assert [member["program_version"] for member in document["members"]] == [program_version()]
 
 
 def newer_genesis(authority: Authority, founder: str) -> Record:
@@ -255,14 +258,14 @@ def test_a_joiner_with_another_model_is_told_the_difference(tmp_path: Path, foun
 def test_a_workload_file_or_class_that_is_not_there(tmp_path: Path) -> None:
     told = fails(tmp_path / "a", "--workload", "nowhere.py:Digits", code=2)
     assert told == "--workload nowhere.py:Digits: there is no file nowhere.py"
-    told = fails(tmp_path / "b", "--workload", f"{WORKLOADS}:Smal")
+    told = fails(tmp_path / "b", "--workload", f"{WORKLOADS}:Smal", code=2)
     assert told.endswith("there is no class Smal in it; did you mean Small?")
-    told = fails(tmp_path / "c", "--workload", "no_such_module:Digits")
+    told = fails(tmp_path / "c", "--workload", "no_such_module:Digits", code=2)
     assert "there is no module no_such_module" in told
 
 
 BROKEN = """
-import torch, p2pcoord
+import os, torch, p2pcoord
 from torch.utils.data import TensorDataset
 
 class Broken(p2pcoord.Workload):
@@ -279,7 +282,22 @@ class Empty(Broken):
     def rows(self):
         return TensorDataset(torch.zeros(0, 2))
 
-raise_it = False
+class Deadly(Broken):
+    def rows(self):
+        print("the last words", flush=True)
+        os.kill(os.getpid(), 9)
+
+class Untrainable(Empty):
+    def rows(self):
+        return TensorDataset(torch.zeros(8, 2))
+    def loss(self, model, batch):
+        raise ValueError("a bug in loss")
+
+class Unmeasurable(Untrainable):
+    def loss(self, model, batch):
+        return model(batch[0]).mean()
+    def metrics(self, model, batch):
+        raise ValueError("a bug in metrics")
 """
 
 
@@ -301,6 +319,25 @@ def test_an_exception_in_the_workload_shows_the_users_traceback_and_nothing_of_o
     assert re.findall(r'File "([^"]+)"', told) == [str(file)]
 
 
+def test_a_trainer_that_dies_while_its_node_starts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    told = fails(tmp_path / "a", "--workload", f"{file}:Deadly")
+    assert told.startswith(
+        "this node cannot start: the trainer process was killed by SIGKILL; its last output:"
+    )
+    assert told.endswith("the last words")
+
+
+def test_first_parameters_that_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "first.safetensors"
+    told = fails(tmp_path / "a", "--workload", SMALL, "--init", str(file), code=2)
+    assert told == f"{file}: there is no such file"
+    file.write_bytes(b"x" * 100)
+    told = fails(tmp_path / "b", "--workload", SMALL, "--init", str(file), code=2)
+    assert told.startswith(f"{file} is no safetensors file: ")
+
+
 def test_data_without_a_row(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(BROKEN)
@@ -308,6 +345,26 @@ def test_data_without_a_row(tmp_path: Path) -> None:
     assert "empty" in told
     assert "train" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(("name", "what"), [("Untrainable", "loss"), ("Unmeasurable", "metrics")])
+def test_a_workload_that_fails_in_training_ends_its_node_after_a_few_tries(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    with running() as nodes:
+        node = RunningNode(tmp_path / "a", *ANYWHERE, "--workload", f"{file}:{name}")
+        nodes.append(node.start())
+        assert node.wait(ENDS_S) == 1
+    printed = node.printed()
+    frames = re.findall(r'"text":"  File \\"([^"]+)\\", line \d+, in (\w+)', printed)
+    assert frames == [(str(file), what)]
+    assert printed.count(f'"text":"ValueError: a bug in {what}"') == 1
+    assert f'"text":"the same again: ValueError: a bug in {what}"' in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("this node stops: ")
+    assert last.endswith(f"of the workload failed: ValueError: a bug in {what} (3 times in a row)")
 
 
 # This machine ---------------------------------------------------------------------------------------------------------------
@@ -365,6 +422,14 @@ def test_founding_and_contradicting_flags_inside_another_runs_directory(
         assert told.startswith(f"{folder} already takes part in run "), told
         assert reason in told
         assert told.endswith("Leave the flag out, or use another --data-dir")
+    told = fails(folder / "inside", code=2)
+    assert told == (
+        f"{folder / 'inside'} lies inside {folder}, which already takes part in a run: choose another --data-dir"
+    )
+    assert not (folder / "inside").exists()
+    (folder / LOCAL_FILE).write_bytes(b"damaged")
+    told = fails(folder)
+    assert told.startswith(f"{folder / LOCAL_FILE} is damaged (")
 
 
 @pytest.mark.parametrize(
@@ -390,6 +455,23 @@ def test_a_run_file_that_is_not_there(tmp_path: Path) -> None:
     missing = tmp_path / "no.toml"
     told = fails(tmp_path / "a", "--workload", SMALL, "--config", str(missing), code=2)
     assert told == f"cannot read the run file {missing}: No such file or directory"
+
+
+@pytest.mark.parametrize("gap_s", [0.01, 0.05, 0.1])
+def test_two_interrupts_at_once_end_it_without_a_word_of_ours(tmp_path: Path, gap_s: float) -> None:
+    with running() as nodes:
+        node = RunningNode(tmp_path / "a", *ANYWHERE, "--workload", SMALL)
+        nodes.append(node.start())
+        began = time.time()
+        node.until("trains", lambda d: bool(node.commits(began)), START_S)
+        node.signal(signal.SIGINT)
+        time.sleep(gap_s)
+        if node.runs:
+            node.signal(signal.SIGINT)
+        # Killed by it: Python gives signals up just before its end.
+        assert node.wait(ENDS_S) in (0, 130, -signal.SIGINT)
+    assert "Traceback" not in node.printed()
+    assert "Error" not in node.printed()
 
 
 def test_a_second_start_with_the_same_flags_is_no_mistake(tmp_path: Path) -> None:

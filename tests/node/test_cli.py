@@ -30,6 +30,7 @@ from node.store import StorageError, Store
 from p2pcoord.errors import UserError
 from simulations import sweep
 from simulations.report import Report
+from tests.node.model_files import write_model
 from tests.node.signed_run import SignedRun
 
 ROOT = Path(__file__).parents[2]
@@ -323,10 +324,8 @@ def test_export_copies_the_newest_model_and_says_its_version(directory: Path, tm
     assert result.exit_code == 1
     assert "has no certified model yet" in result.stderr
     assert not target.exists()
-    header = msgspec.json.encode({"__metadata__": {"p2pcoord_version": "7"}})
-    model = len(header).to_bytes(8, "little") + header
-    (directory / "model").mkdir()
-    (directory / "model" / "latest.safetensors").write_bytes(model)
+    latest = write_model(directory, 7, "ab")
+    model = latest.read_bytes()
     target.write_bytes(b"older")
     result = run("export", directory, target)
     assert (result.exit_code, result.stdout) == (0, f"{target}: version 7\n")
@@ -336,6 +335,11 @@ def test_export_copies_the_newest_model_and_says_its_version(directory: Path, tm
     gone = run("export", directory, tmp_path / "nowhere" / "m.safetensors")
     assert gone.exit_code == 1
     assert "cannot write" in gone.stderr
+    latest.write_bytes(model + b"x")
+    damaged = run("export", directory, target)
+    assert damaged.exit_code == 1
+    assert f"error: {latest} is damaged" in damaged.stderr
+    assert target.read_bytes() == model
 
 
 def test_status_is_shown_and_given_as_json(directory: Path) -> None:

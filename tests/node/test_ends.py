@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from node import ends
 from node.driver import Driver
-from node.ends import END_S, LEAVE_S, QUORUM_LOST_S, leaving_on_signals, watch_quorum
+from node.ends import END_S, LEAVE_S, QUORUM_LOST_S, leaving_on_signals, watch_quorum, watch_workload
 from p2pcoord.rounds.rounds import Rounds
 
 
@@ -76,11 +76,13 @@ class Leaving:
     """A driver whose peer has been asked to leave, and is not let go."""
 
     def __init__(self) -> None:
-        self.peer = SimpleNamespace(roster=SimpleNamespace(members=["A", "B"]), leave="leave", left=False)
+        roster = SimpleNamespace(members=["A", "B"])
+        self.peer = SimpleNamespace(roster=roster, leave="leave", left=False, work=None)
         self.asked: list[Any] = []
         self.stopped = trio.Event()
         self.put = self.asked.append
-        self.stop = self.stopped.set
+        self.stop: Any = lambda reason: self.stopped.set()
+        self.tensors: Any = None
 
 
 @pytest.mark.trio
@@ -102,6 +104,21 @@ async def test_a_member_says_goodbye_and_waits_for_it_but_not_for_ever(
 
 
 @pytest.mark.trio
+async def test_a_member_of_a_run_that_is_over_waits_for_nobody(
+    autojump_clock: MockClock, exits: None
+) -> None:
+    told: list[str] = []
+    driver = Leaving()
+    driver.peer.work = rounds(over=True)
+    began = trio.current_time()
+    async with leaving_on_signals(lambda: cast(Driver, driver), told.append):
+        signal.raise_signal(signal.SIGTERM)
+        await driver.stopped.wait()
+    assert trio.current_time() - began == pytest.approx(0, abs=0.1)
+    assert (driver.asked, told) == ([], ["leaving"])
+
+
+@pytest.mark.trio
 async def test_a_second_sigint_ends_it_at_once_and_a_second_sigterm_does_not(
     autojump_clock: MockClock, exits: None
 ) -> None:
@@ -115,6 +132,24 @@ async def test_a_second_sigint_ends_it_at_once_and_a_second_sigterm_does_not(
     with pytest.raises(BaseExceptionGroup) as caught:
         await impatient(Leaving())
     assert exit_code(caught) == 130
+
+
+@pytest.mark.trio
+async def test_a_node_whose_workload_was_given_up_says_goodbye_and_stops_for_that_reason(
+    autojump_clock: MockClock,
+) -> None:
+    driver, stopped = Leaving(), list[str]()
+    gave_up = trio.Event()
+    driver.tensors = SimpleNamespace(gave_up=gave_up, gave_up_why="a bug (3 times in a row)")
+    driver.peer.left = True
+    driver.stop = stopped.append
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch_workload, cast(Driver, driver), lambda line: None)
+        await trio.sleep(60)
+        assert driver.asked == stopped == []
+        gave_up.set()
+    assert driver.asked == ["leave"]
+    assert stopped == ["a bug (3 times in a row)"]
 
 
 ENOUGH = {"reachable": 2, "needed": 2, "outgoing": None, "held": True, "missing": []}

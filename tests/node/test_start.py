@@ -7,8 +7,8 @@ import pytest
 
 from node.hello import JoinToken
 from node.identity_key import FILE_NAME, load_or_create
-from node.run import Local, authority_of, write_local
-from node.start import open_directory
+from node.run import LOCAL_FILE, Local, authority_of, read_local, write_local
+from node.start import NodeOptions, open_directory, remembered
 from node.store import Store
 from p2pcoord.consensus.record import make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
@@ -35,6 +35,31 @@ def test_an_empty_directory_gets_a_key_that_stays(tmp_path: Path) -> None:
     peer, told = opened(tmp_path / "node")
     assert told == []
     assert opened(tmp_path / "node") == (peer, [])
+
+
+def test_what_was_given_at_the_last_start_holds_until_another_is_given() -> None:
+    local = Local(b"s", "text", {"path": "/a"}, "lab1", None, ("/ip4/0.0.0.0/tcp/1",), ("c:3",), "cpu")
+    nothing = NodeOptions(data_dir=Path("d"))
+    kept = NodeOptions(
+        data_dir=Path("d"), local={"path": "/a"}, name="lab1", listen=("/ip4/0.0.0.0/tcp/1",), announce=("c:3",), device="cpu"
+    )  # fmt: skip
+    assert remembered(nothing, None) == nothing
+    assert remembered(nothing, local) == kept
+    given = NodeOptions(
+        data_dir=Path("d"), local={"path": "/b"}, name="lab2", listen=("/ip4/0.0.0.0/tcp/2",), announce=("d:4",), device="auto"
+    )  # fmt: skip
+    assert remembered(given, local) == given
+
+
+def test_a_damaged_file_of_how_the_node_was_started_is_told_in_words(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "node") as store:
+        write_local(store, Local(b"s", "text", {}, "lab1"))
+        whole = (store.path / LOCAL_FILE).read_bytes()
+        for damaged in (whole[:-4], whole.replace(b"secret", b"sEcret"), b"", b"\xff" * 40):
+            (store.path / LOCAL_FILE).write_bytes(damaged)
+            with pytest.raises(UserError, match=r"node\.cbor is damaged \(.*remove it") as caught:
+                read_local(store)
+            assert caught.value.exit_code == 1
 
 
 def test_a_key_whose_log_is_gone_is_retired(tmp_path: Path) -> None:

@@ -93,6 +93,19 @@ def test_a_directory_that_holds_something_else_is_refused_and_left_as_it_is(dire
     assert [path.name for path in directory.iterdir()] == ["thesis.tex"]
 
 
+def test_a_directory_inside_another_ones_is_refused_and_not_made(directory: Path):
+    with Store.open(directory):
+        pass
+    inside = directory / "objects" / "x"
+    with pytest.raises(UserError, match="which already takes part in a run: choose another") as caught:
+        Store.open(inside)
+    assert str(directory) in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert not inside.exists()
+    with Store.open(directory):
+        pass
+
+
 def test_a_file_a_missing_directory_and_another_format_are_refused_in_words(directory: Path, tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot use .*file as data directory: Not a directory"):

@@ -7,17 +7,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
-from node.export import MODEL_FILE, model_version
+from node.export import MODEL_FILE
+from node.model_checksum import CHECKSUM, NO_CHECKSUM, check_model, seal
 from node.store import Store
-from node.tensor_work import TRAINER_RETRIES, TensorWork
+from node.tensor_work import TRAINER_RETRIES, WORKLOAD_TRIES, TensorWork
 from node.trainer_process import Trainer, TrainerDied
 from node.trainer_protocol import Export, Validate, Validated
 from p2pcoord import effects as fx
 from p2pcoord.content import ContentRef
+from p2pcoord.errors import UserError
 from p2pcoord.layout import Layout
 from p2pcoord.run_config import NONCE_BYTES, found_run, parse_run_file
 
@@ -27,10 +30,12 @@ CONFIG = found_run(
 
 
 class Mortal:
-    """A trainer that dies so many times, and that writes model files which name their version."""
+    """A trainer that dies so many times, whose workload fails so many times, and that writes model files which name their
+    version."""
 
-    def __init__(self, deaths: int = 0) -> None:
+    def __init__(self, deaths: int = 0, mistakes: int = 0) -> None:
         self.deaths = deaths
+        self.mistakes = mistakes
         self.asked = 0
         self.exported: list[str] = []
 
@@ -39,6 +44,8 @@ class Mortal:
         self.asked += 1
         if self.asked <= self.deaths:
             raise TrainerDied("killed by signal 9")
+        if self.asked <= self.deaths + self.mistakes:
+            raise UserError("metrics() of the workload failed:\nTraceback\n  File ...\nValueError: a bug")
 
     async def validate(self, request: Validate) -> Validated:
         await self._live()
@@ -46,10 +53,10 @@ class Mortal:
 
     async def export(self, request: Export) -> None:
         await self._live()
-        version = request.metadata["p2pcoord_version"]
-        header = b'{"__metadata__":{"p2pcoord_version":"%s"}}' % version.encode()
+        header = msgspec.json.encode({"__metadata__": {CHECKSUM: NO_CHECKSUM, **request.metadata}})
         await trio.Path(request.path).write_bytes(len(header).to_bytes(8, "little") + header)
-        self.exported.append(version)
+        seal(Path(request.path))
+        self.exported.append(request.metadata["p2pcoord_version"])
 
 
 class Around:
@@ -88,6 +95,42 @@ async def test_a_trainer_that_dies_is_asked_again_but_not_for_ever(tmp_path: Pat
 
 
 @pytest.mark.trio
+async def test_a_workload_that_fails_is_asked_again_later_each_time_and_given_up_after_a_few_times_in_a_row(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    trainer = Mortal(mistakes=WORKLOAD_TRIES - 1)
+    async with around(tmp_path, trainer) as here:
+        effect = fx.Validate(7, here.state, ((0, 4),))
+        began = trio.current_time()
+        assert await here.work.validate(effect) == fx.Done(fx.Validated(4, 2.0, {}))
+        assert trio.current_time() - began == pytest.approx(1 + 2)
+        assert not here.work.gave_up.is_set()
+        trainer.asked, trainer.mistakes = 0, 100
+        with pytest.raises(UserError, match=r"^metrics\(\) of the workload failed: ValueError: a bug$"):
+            await here.work.validate(effect)
+        assert trainer.asked == WORKLOAD_TRIES, "what came in time has made it begin anew"
+        assert here.work.gave_up.is_set()
+        assert (
+            here.work.gave_up_why == "metrics() of the workload failed: ValueError: a bug (3 times in a row)"
+        )
+
+
+@pytest.mark.trio
+async def test_failures_are_counted_over_requests_that_were_cancelled_meanwhile(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    trainer = Mortal(mistakes=100)
+    async with around(tmp_path, trainer) as here:
+        effect = fx.Validate(7, here.state, ((0, 4),))
+        with trio.move_on_after(0.5):  # in the wait before the next try
+            await here.work.validate(effect)
+        assert trainer.asked == 1
+        with pytest.raises(UserError):
+            await here.work.validate(effect)
+        assert trainer.asked == WORKLOAD_TRIES
+
+
+@pytest.mark.trio
 async def test_the_model_file_shows_the_newest_version_and_never_an_older_one(tmp_path: Path) -> None:
     trainer = Mortal()
     with trio.fail_after(20):
@@ -103,9 +146,13 @@ async def test_the_model_file_shows_the_newest_version_and_never_an_older_one(tm
             assert trainer.exported == ["2"]
             nursery.cancel_scope.cancel()
         with (tmp_path / "node" / MODEL_FILE).open("rb") as file:
-            assert model_version(file) == "2"
+            assert check_model(file).version == 2
         async with around(tmp_path, trainer) as again:
             assert again.work.exported_version == 2
+        with (tmp_path / "node" / MODEL_FILE).open("ab") as file:
+            file.write(b"damage")
+        async with around(tmp_path, trainer) as again:
+            assert again.work.exported_version == -1, "it is written anew"
 
 
 @pytest.mark.trio

@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 import trio
 
+from node.model_checksum import ModelInfo, check_model
 from node.trainer_process import Trainer, TrainerDied, TrainerSettings
 from node.trainer_protocol import (
     Configure,
@@ -178,7 +179,8 @@ async def test_minus_the_pseudo_gradient_lowers_the_loss_and_the_model_file_says
         trained = await trainer.train(training(tmp_path, ranges=((0, 30), (60, 100))), seen.append)
         after_path = stepped(layout, tmp_path / "state0", tmp_path / "contribution", tmp_path / "state1")
         after = await trainer.validate(Validate(str(after_path), ((0, 21),)))
-        await trainer.export(Export(str(after_path), str(tmp_path / "model.safetensors"), {"version": "1"}))
+        metadata = {"p2pcoord_version": "1", "p2pcoord_state": "ab"}
+        await trainer.export(Export(str(after_path), str(tmp_path / "model.safetensors"), metadata))
     assert (trained.steps, trained.samples, trained.finite) == (21, 210, True)
     assert seen and seen[-1].local_step == 21
     assert after.samples == 21 and after.loss_sum < before.loss_sum / 2
@@ -191,6 +193,8 @@ async def test_minus_the_pseudo_gradient_lowers_the_loss_and_the_model_file_says
     views = layout.tensor_views(octets(after_path))
     assert model.keys() == views.keys() == {"weight", "bias"}
     assert all(np.array_equal(model[name], views[name]) for name in model)
+    with (tmp_path / "model.safetensors").open("rb") as file:
+        assert check_model(file) == ModelInfo(1, "ab")
 
 
 async def test_the_same_request_gives_the_same_bytes_again_also_in_another_process(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from p2pcoord.rounds.frames import Life
 from p2pcoord.run_config import RunSettings, found_run
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode
+from tests.node.model_files import write_model
 from tests.node.signed_run import STATES, SignedRun, replaced
 
 
@@ -69,6 +70,27 @@ def test_a_whole_directory_passes_and_its_figures_are_told(run: SignedRun, tmp_p
     assert (report.objects, report.object_bytes) == (2, 6000)
     assert report.lines()[-1] == "all is well"
     assert json.loads(msgspec.json.encode(report.as_dict()))["ok"] is True
+
+
+def test_the_model_file_is_whole_and_shows_a_certified_state(run: SignedRun, tmp_path: Path) -> None:
+    directory = run.write(tmp_path / "a")
+    assert checked(directory).model == -1
+    for version in (1, 0):  # the newest, and between certificate and replacement the one before
+        path = write_model(directory, version, run.states[version].root.hex())
+        report = checked(directory)
+        assert report.ok, report.lines()
+        assert report.model == version
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert only_problem(checked(directory)).what.startswith("model/latest.safetensors is damaged: "), at
+    for cut in (0, 5, 60, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert only_problem(checked(directory)).what.startswith("model/latest.safetensors is damaged: "), cut
+    write_model(directory, 1, run.states[2].root.hex())
+    assert only_problem(checked(directory)).what == (
+        f"model/latest.safetensors shows state {run.states[2].root.hex()} of version 1, certified is {run.states[1].root.hex()}"
+    )
 
 
 def test_an_unfinished_append_of_a_running_node_is_no_fault(run: SignedRun, tmp_path: Path) -> None:

@@ -58,3 +58,19 @@ def test_a_cluster_goes_on_when_one_of_its_nodes_is_killed(tmp_path: Path) -> No
             except subprocess.TimeoutExpired:
                 cluster.kill()
     assert "node3 ended" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.slow
+def test_a_cluster_on_the_directories_of_a_finished_run_says_so_and_ends_well(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "node.cli", "cluster", "--nodes", "2", "--workload", CENSUS]
+    command += ["--set", "index=0", "--data-dir", str(tmp_path / "base")]
+    told = []
+    for flags in (["--rounds", "3"], []):
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told.append(done.stdout.splitlines())
+    first, again = told
+    assert again[0].startswith(f"the run in {tmp_path / 'base'} is over.")
+    assert first[-2].startswith("2 nodes: version 3  loss ")
+    assert again[-2] == first[-2]
+    assert again[-1].startswith("the model lies in ")

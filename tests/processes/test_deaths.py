@@ -104,3 +104,20 @@ def test_the_sole_voter_of_two_leaves_and_the_other_goes_on(tmp_path: Path) -> N
         assert commit["contributors"] == [other.peer_id]
         assert commit["coordinator"] == other.peer_id
         network.check()
+
+
+@pytest.mark.slow
+def test_a_member_whose_workload_fails_leaves_and_the_others_go_on(tmp_path: Path) -> None:
+    with Network(tmp_path, run_file(members=3)) as network:
+        network.found(3)
+        network.wait_version(2)
+        [victim] = network.add()
+        victim.index = 10**6  # no parameter of its own
+        network.join(victim)
+        assert victim.process is not None
+        assert victim.process.wait(60.0) == 1
+        ended = time.time()
+        assert victim.events("left"), "the others were told"
+        assert "IndexError" in victim.output.read_text().splitlines()[-1]
+        assert len(network.next_commit(ended)["contributors"]) == 3
+        network.check()
