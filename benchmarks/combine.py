@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from node.workers import CombineInput, combine, step
+from node.training.workers import CombineInput, combine, step
 from p2pcoord.aggregation import summation
 from p2pcoord.aggregation.mean import Factors
 from p2pcoord.layout import Layout, TensorSpec

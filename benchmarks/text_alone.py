@@ -31,9 +31,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from node.local_training import LocalTraining
-from node.text_workload import VALIDATION_SHARE, Text
-from node.trainer_protocol import Configure, Initialize, Train, Validate
+from node.training.local_training import LocalTraining
+from node.training.text_workload import VALIDATION_SHARE, Text
+from node.training.trainer_protocol import Configure, Initialize, Train, Validate
 from p2pcoord.layout import Layout
 from p2pcoord.optimization.optimizer import configured
 from p2pcoord.optimization.step import step

@@ -22,13 +22,13 @@ from typing import TypeVar
 
 import trio
 
-from node.bulk import serve
-from node.bulk_fetch import fetch
-from node.identity_key import IdentityKey
-from node.libp2p_transport import Libp2pTransport, open_transport
-from node.transport_events import Connected, Disconnected, Event, Received
+from node.network.bulk import serve
+from node.network.bulk_fetch import fetch
+from node.network.libp2p_transport import Libp2pTransport, open_transport
+from node.network.transport_events import Connected, Disconnected, Event, Received
+from node.storage.identity_key import IdentityKey
 from p2pcoord.content import CHUNK_BYTES, Manifest, manifest_of
-from tests.node.bulk_sources import MemorySink
+from tests.node.network.bulk_sources import MemorySink
 
 E = TypeVar("E", bound=Event)
 

@@ -155,15 +155,15 @@ def status(
         raise click.UsageError("--secret is for --peer: the node on this machine asks for none")
     import trio
 
-    from node.events import newest_events
+    from node.reporting.events import newest_events
 
     async def ask() -> dict[str, Any]:
         if peer is not None:
-            from node.remote_status import ask as ask_peer
+            from node.reporting.remote_status import ask as ask_peer
 
             document: dict[str, Any] = await ask_peer(peer, secret)
             return document
-        from node.status_socket import ask_status
+        from node.reporting.status_socket import ask_status
 
         return await ask_status(data_dir)
 
@@ -175,7 +175,7 @@ def status(
         return
     from rich.console import Console
 
-    from node import status_view
+    from node.reporting import status_view
 
     # Not a terminal: wide enough that nothing is folded, for grep and the like.
     console = Console() if sys.stdout.isatty() else Console(width=200, color_system=None)
@@ -203,8 +203,8 @@ def events(data_dir: Path, follow: bool) -> None:
     """Print the node's events, one line of JSON each."""
     import msgspec
 
-    from node.directory import check_format
-    from node.events import follow_events, read_events
+    from node.reporting.events import follow_events, read_events
+    from node.storage.directory import check_format
 
     check_format(data_dir)
 
@@ -234,7 +234,7 @@ def verify(directory: Path, as_json: bool) -> None:
 
     A node may run in it meanwhile. Exit code 1 when something is wrong; the first fault of the log is told with its frame.
     """
-    from node.verify import verify as verify_directory
+    from node.storage.verify import verify as verify_directory
 
     report = verify_directory(directory)
     if as_json:
@@ -252,7 +252,7 @@ def verify(directory: Path, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.safetensors")
 def export(directory: Path, file: Path) -> None:
     """Copy the newest certified model out of a node's directory; it loads with load_state_dict."""
-    from node.export import export_latest
+    from node.storage.export import export_latest
 
     version = export_latest(directory, file)
     click.echo(f"{file}: version {version}")

@@ -30,11 +30,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.event_words import commit_line, in_words, number, printable, short_name
-from node.events import parse_line
-from node.export import MODEL_FILE
-from node.status_socket import ask_status
-from node.status_view import is_over
+from node.reporting.event_words import commit_line, in_words, number, printable, short_name
+from node.reporting.events import parse_line
+from node.reporting.status_socket import ask_status
+from node.reporting.status_view import is_over
+from node.storage.export import MODEL_FILE
 from p2pcoord.errors import LocalError, UserError
 
 MAX_NODES: Final = 64

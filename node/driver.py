@@ -19,15 +19,15 @@ from typing import Any
 
 import trio
 
-from node import bulk
-from node.bulk_fetch import STALL_S, FetchError, fetch_into
-from node.directory import StorageError
 from node.failpoints import Failpoints
-from node.libp2p_transport import Libp2pTransport
-from node.store import Store
-from node.tensor_work import TensorWork
-from node.trainer_process import Trainer
-from node.transport_events import Announced, Connected, DialError, Disconnected, Received
+from node.network import bulk
+from node.network.bulk_fetch import STALL_S, FetchError, fetch_into
+from node.network.libp2p_transport import Libp2pTransport
+from node.network.transport_events import Announced, Connected, DialError, Disconnected, Received
+from node.storage.directory import StorageError
+from node.storage.store import Store
+from node.training.tensor_work import TensorWork
+from node.training.trainer_process import Trainer
 from p2pcoord import effects as fx
 from p2pcoord.consensus.voter import Role
 from p2pcoord.content import ContentRef, Manifest

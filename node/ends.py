@@ -19,10 +19,10 @@ from typing import Any
 
 import trio
 
-from node.document import names_of, quorum_of
 from node.driver import Driver
-from node.event_words import enough_reached, naming
-from node.export import MODEL_FILE
+from node.reporting.document import names_of, quorum_of
+from node.reporting.event_words import enough_reached, naming
+from node.storage.export import MODEL_FILE
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from node.bulk_fetch import FetchError, FetchReport, fetch_into
-from node.libp2p_transport import Libp2pTransport
-from node.question import NoAnswer, ask
-from node.store import Store
-from node.transport_events import DialError
+from node.network.bulk_fetch import FetchError, FetchReport, fetch_into
+from node.network.libp2p_transport import Libp2pTransport
+from node.network.question import NoAnswer, ask
+from node.network.transport_events import DialError
+from node.storage.store import Store
 from p2pcoord.consensus.record import Admission, Genesis
 from p2pcoord.content import ContentRef
 from p2pcoord.messages import GenesisReply, GenesisRequest, StatusReply, StatusRequest

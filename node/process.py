@@ -16,14 +16,10 @@ from typing import Any
 
 import trio
 
-from node.console import Console
-from node.document import names_of, status_document
 from node.driver import Driver
 from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum, watch_workload
-from node.event_words import SOLE_VOTER, NameOf, naming, short_name
-from node.events import EventLog
 from node.failpoints import compact_after_bytes
-from node.hello import (
+from node.network.hello import (
     JoinToken,
     check_hello,
     make_hello,
@@ -32,16 +28,20 @@ from node.hello import (
     program_version,
     proof_of,
 )
-from node.identity_key import IdentityKey
-from node.known_addresses import keep_addresses, known_addresses
-from node.libp2p_transport import Libp2pTransport, open_transport
-from node.link import SESSION_BYTES
-from node.repetitions import Repetitions
+from node.network.known_addresses import keep_addresses, known_addresses
+from node.network.libp2p_transport import Libp2pTransport, open_transport
+from node.network.link import SESSION_BYTES
+from node.reporting.console import Console
+from node.reporting.document import names_of, status_document
+from node.reporting.event_words import SOLE_VOTER, NameOf, naming, short_name
+from node.reporting.events import EventLog
+from node.reporting.repetitions import Repetitions
+from node.reporting.status_socket import serve_status
 from node.run import Run, authority_of, read_local
 from node.start import NodeOptions, Started, open_directory, remembered, start
-from node.status_socket import serve_status
-from node.store import Store
-from node.trainer_process import TrainerDied
+from node.storage.identity_key import IdentityKey
+from node.storage.store import Store
+from node.training.trainer_process import TrainerDied
 from p2pcoord.consensus.record import Admission, Genesis
 from p2pcoord.effects import Effect
 from p2pcoord.errors import UserError

@@ -21,15 +21,15 @@ import trio
 
 from node.flags import FoundersFlags
 from node.founded_content import ContentMissing, Event, fetch_founded, missing_content, who_answers
-from node.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
-from node.identity_key import IdentityKey
-from node.libp2p_transport import Libp2pTransport
-from node.question import NoAnswer, ask
-from node.store import Store
-from node.trainer_process import Trainer
-from node.trainer_protocol import Configure, Initialize
-from node.transport_events import DialError
-from node.workload_loading import BUILT_IN, parse_spec
+from node.network.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
+from node.network.libp2p_transport import Libp2pTransport
+from node.network.question import NoAnswer, ask
+from node.network.transport_events import DialError
+from node.storage.identity_key import IdentityKey
+from node.storage.store import Store
+from node.training.trainer_process import Trainer
+from node.training.trainer_protocol import Configure, Initialize
+from node.training.workload_loading import BUILT_IN, parse_spec
 from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.record import Admission, Genesis, Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner

@@ -13,14 +13,12 @@ from pathlib import Path
 import msgspec
 import trio
 
-from node.console import Console
 from node.flags import FoundersFlags
 from node.founded_content import Event
-from node.hello import JoinToken
-from node.identity_key import FILE_NAME as KEY_FILE
-from node.identity_key import IdentityKey, load_or_create
-from node.known_addresses import known_addresses
-from node.libp2p_transport import Libp2pTransport
+from node.network.hello import JoinToken
+from node.network.known_addresses import known_addresses
+from node.network.libp2p_transport import Libp2pTransport
+from node.reporting.console import Console
 from node.run import (
     LOCAL_FILE,
     Local,
@@ -36,10 +34,12 @@ from node.run import (
     workload_for,
     write_local,
 )
-from node.store import Store
-from node.trainer_process import Trainer, TrainerSettings
-from node.trainer_protocol import Loaded
-from node.workload_loading import parse_spec
+from node.storage.identity_key import FILE_NAME as KEY_FILE
+from node.storage.identity_key import IdentityKey, load_or_create
+from node.storage.store import Store
+from node.training.trainer_process import Trainer, TrainerSettings
+from node.training.trainer_protocol import Loaded
+from node.training.workload_loading import parse_spec
 from p2pcoord.errors import LocalError, UserError
 from p2pcoord.run_config import run_id
 

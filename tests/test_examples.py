@@ -12,8 +12,8 @@ import torch
 
 import p2pcoord
 from benchmarks.text_alone import each_alone, reach
-from node.text_workload import Text
-from node.workload_loading import load_workload, parse_spec
+from node.training.text_workload import Text
+from node.training.workload_loading import load_workload, parse_spec
 from p2pcoord.run_file import parse_run_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

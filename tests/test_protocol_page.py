@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from node import bulk, hello, link
+from node.network import bulk, hello, link
 from p2pcoord.aggregation.mean import Factors
 from p2pcoord.aggregation.tree import Tree
 from p2pcoord.consensus.messages import Grants, Votes

@@ -15,14 +15,20 @@ from libp2p.io.exceptions import IOException
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.net_stream import NetStream
 
-from node.hello import JoinToken, check_hello, make_hello
-from node.identity_key import IdentityKey
-from node.introductions import MESSAGES
-from node.libp2p_transport import Libp2pTransport, open_transport
-from node.link import HELLO, SESSION_BYTES
-from node.streams import frame
-from node.transport_events import DialError, Received
-from node.transport_guard import BoundedStream, noise_transport, request_protocol, upgrade, write_within
+from node.network.hello import JoinToken, check_hello, make_hello
+from node.network.introductions import MESSAGES
+from node.network.libp2p_transport import Libp2pTransport, open_transport
+from node.network.link import HELLO, SESSION_BYTES
+from node.network.streams import frame
+from node.network.transport_events import DialError, Received
+from node.network.transport_guard import (
+    BoundedStream,
+    noise_transport,
+    request_protocol,
+    upgrade,
+    write_within,
+)
+from node.storage.identity_key import IdentityKey
 from p2pcoord.consensus.record import Admission
 from p2pcoord.errors import RemoteError
 from p2pcoord.messages import AnyMessage, GenesisReply, GenesisRequest, decode_message

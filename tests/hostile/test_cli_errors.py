@@ -16,13 +16,13 @@ import msgspec
 import pytest
 import trio
 
-from node.hello import JoinToken, make_hello, parse_token, program_version
-from node.identity_key import IdentityKey, load_or_create
-from node.libp2p_transport import open_transport
-from node.link import SESSION_BYTES
+from node.network.hello import JoinToken, make_hello, parse_token, program_version
+from node.network.libp2p_transport import open_transport
+from node.network.link import SESSION_BYTES
+from node.network.transport_events import Received
 from node.run import LOCAL_FILE, authority_of
-from node.store import Store
-from node.transport_events import Received
+from node.storage.identity_key import IdentityKey, load_or_create
+from node.storage.store import Store
 from p2pcoord.consensus.record import Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
 from p2pcoord.content import ContentRef

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import trio
 
-from node.hello import JoinToken, make_hello, parse_token
-from node.identity_key import IdentityKey
-from node.link import MAX_FRAME_BYTES, MESSAGE
-from node.streams import HEADER, frame
+from node.network.hello import JoinToken, make_hello, parse_token
+from node.network.link import MAX_FRAME_BYTES, MESSAGE
+from node.network.streams import HEADER, frame
+from node.storage.identity_key import IdentityKey
 from p2pcoord.consensus.messages import Append, Records, RecordsRequest
 from p2pcoord.consensus.record import Admission, Members
 from p2pcoord.consensus.statements import Farewell

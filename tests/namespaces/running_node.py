@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import trio
 
-from node.events import read_events
-from node.status_socket import ask_status
+from node.reporting.events import read_events
+from node.reporting.status_socket import ask_status
 from p2pcoord.errors import LocalError, UserError
 
 COMMAND: Final = (sys.executable, "-P", "-m", "node.cli")

@@ -22,16 +22,16 @@ from click.testing import CliRunner, Result
 
 from node import cli as cli_module
 from node.cli import cli
-from node.events import EventLog
 from node.flags import FoundersFlags
+from node.reporting.events import EventLog
+from node.reporting.status_socket import serve_status
 from node.start import NodeOptions
-from node.status_socket import serve_status
-from node.store import StorageError, Store
+from node.storage.store import StorageError, Store
 from p2pcoord.errors import UserError
 from simulations import sweep
 from simulations.report import Report
-from tests.node.model_files import write_model
-from tests.node.signed_run import SignedRun
+from tests.node.storage.model_files import write_model
+from tests.node.storage.signed_run import SignedRun
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(cli.commands)
@@ -310,9 +310,9 @@ def test_following_events_ends_well_with_ctrl_c(directory: Path, monkeypatch: py
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    import node.events
+    import node.reporting.events
 
-    monkeypatch.setattr(node.events.follow_events, "__kwdefaults__", {"wait": interrupt})
+    monkeypatch.setattr(node.reporting.events.follow_events, "__kwdefaults__", {"wait": interrupt})
     result = run("events", "--data-dir", directory, "--follow")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["n"] == 1
@@ -372,13 +372,13 @@ def test_status_says_plainly_that_nobody_answers(directory: Path, tmp_path: Path
 
 
 def test_status_of_a_peer_is_asked_over_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    import node.remote_status
+    import node.reporting.remote_status
 
     async def ask(address: str, secret: str | None) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()
         return {"schema": 1, "name": f"{address} {secret}"}
 
-    monkeypatch.setattr(node.remote_status, "ask", ask)
+    monkeypatch.setattr(node.reporting.remote_status, "ask", ask)
     result = run("status", "--peer", "lab1:4001", "--secret", "s", "--json")
     assert json.loads(result.stdout)["name"] == "lab1:4001 s"
 

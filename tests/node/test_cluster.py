@@ -26,8 +26,8 @@ SCRIPT = """
 import json, os, signal, sys, time
 import trio
 from pathlib import Path
-from node.directory import FORMAT
-from node.status_socket import serve_status
+from node.storage.directory import FORMAT
+from node.reporting.status_socket import serve_status
 
 flags = sys.argv[1:]
 at = lambda flag: flags[flags.index(flag) + 1] if flag in flags else None

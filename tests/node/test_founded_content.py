@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import trio
 
-from node.bulk import serve
 from node.founded_content import ContentMissing, fetch_founded, find_more
-from node.libp2p_transport import Libp2pTransport
-from node.store import Store
-from node.transport_events import Received
+from node.network.bulk import serve
+from node.network.libp2p_transport import Libp2pTransport
+from node.network.transport_events import Received
+from node.storage.store import Store
 from p2pcoord.consensus.record import Admission, Genesis
 from p2pcoord.messages import GenesisReply, GenesisRequest, StatusReply, StatusRequest, decode_message
 from p2pcoord.wire import encode
-from tests.node.bulk_sources import CONTENT, REF, Held
-from tests.node.open_transports import opened
-from tests.node.signed_run import SignedRun
+from tests.node.network.bulk_sources import CONTENT, REF, Held
+from tests.node.network.open_transports import opened
+from tests.node.storage.signed_run import SignedRun
 
 GENESIS = SignedRun().ledger.records[0]
 

@@ -9,20 +9,20 @@ from typing import cast
 import pytest
 import trio
 
-from node import hello
 from node import process as node_process
-from node.console import Console
 from node.driver import Driver
-from node.events import read_events
-from node.hello import make_hello, parse_token, proof_of
-from node.identity_key import IdentityKey
-from node.libp2p_transport import Libp2pTransport
+from node.network import hello
+from node.network.hello import make_hello, parse_token, proof_of
+from node.network.libp2p_transport import Libp2pTransport
 from node.process import _Node
+from node.reporting.console import Console
+from node.reporting.events import read_events
 from node.run import Run
 from node.start import NodeOptions, Started
-from node.store import Store
-from node.trainer_process import Trainer
-from node.trainer_protocol import Loaded
+from node.storage.identity_key import IdentityKey
+from node.storage.store import Store
+from node.training.trainer_process import Trainer
+from node.training.trainer_protocol import Loaded
 from p2pcoord.consensus.record import Genesis
 from p2pcoord.layout import Layout
 from p2pcoord.peer import Peer
@@ -30,7 +30,7 @@ from p2pcoord.peer_settings import PeerSettings
 from p2pcoord.run_config import decode as decode_config
 from p2pcoord.wire import encode
 from p2pcoord.workload import WorkloadPins
-from tests.node.signed_run import SignedRun
+from tests.node.storage.signed_run import SignedRun
 
 SECRET = b"s" * 16
 REFUSED = "wrong secret: copy the whole line that a node of the run printed"

@@ -12,16 +12,16 @@ import msgspec
 import pytest
 import trio
 
-from node.bulk import serve
-from node.console import Console
 from node.flags import FoundersFlags
-from node.hello import JoinToken
-from node.identity_key import IdentityKey
-from node.libp2p_transport import Libp2pTransport, open_transport
+from node.network.bulk import serve
+from node.network.hello import JoinToken
+from node.network.libp2p_transport import Libp2pTransport, open_transport
+from node.network.transport_events import Received
+from node.reporting.console import Console
 from node.run import Local, Run, ask_genesis, authority_of, contradicted, read_local, write_local
 from node.start import NodeOptions, open_directory, start
-from node.store import Store
-from node.transport_events import Received
+from node.storage.identity_key import IdentityKey
+from node.storage.store import Store
 from p2pcoord.consensus.record import Record, make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
 from p2pcoord.content import ContentRef
@@ -32,7 +32,7 @@ from p2pcoord.run_config import RunSettings, found_run, run_id
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode
 from p2pcoord.workload import WorkloadPins
-from tests.node.bulk_sources import Held
+from tests.node.network.bulk_sources import Held
 
 WORKLOAD = """
 import torch

@@ -5,11 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from node.hello import JoinToken
-from node.identity_key import FILE_NAME, load_or_create
+from node.network.hello import JoinToken
 from node.run import LOCAL_FILE, Local, authority_of, read_local, write_local
 from node.start import NodeOptions, open_directory, remembered
-from node.store import Store
+from node.storage.identity_key import FILE_NAME, load_or_create
+from node.storage.store import Store
 from p2pcoord.consensus.record import make_genesis
 from p2pcoord.consensus.voter import Appended, Owner
 from p2pcoord.content import ContentRef
@@ -19,7 +19,7 @@ from p2pcoord.run_config import RunSettings, found_run, run_id
 from p2pcoord.run_config import encode as encode_config
 from p2pcoord.wire import encode
 from p2pcoord.workload import WorkloadPins
-from tests.node.signed_run import SignedRun
+from tests.node.storage.signed_run import SignedRun
 
 
 def opened(directory: Path) -> tuple[str, list[str]]:

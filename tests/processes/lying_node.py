@@ -5,9 +5,9 @@ python tests/processes/lying_node.py node ...     the flags of p2pcoord node
 
 from __future__ import annotations
 
-from node import bulk
 from node.cli import main
 from node.driver import Driver
+from node.network import bulk
 from p2pcoord.content import Manifest
 from p2pcoord.rounds.rounds import Rounds
 

@@ -32,9 +32,9 @@ import trio
 from safetensors import safe_open
 
 from node.cluster import _free_ports
-from node.events import CURRENT, parse_line, read_events
-from node.status_socket import ask_status
-from node.store import Store
+from node.reporting.events import CURRENT, parse_line, read_events
+from node.reporting.status_socket import ask_status
+from node.storage.store import Store
 from p2pcoord.consensus.record import Record, Round
 from p2pcoord.consensus.voter import Appended, Certified, Truncated
 from p2pcoord.errors import LocalError, UserError
