@@ -122,8 +122,11 @@ class Adversary:
     def _higher(self) -> int:
         return self._term + self._random.choice((1, 2, 3, 50, 10_000))
 
-    def _leads(self) -> bool:
-        return self.peer.agreement.is_coordinator
+    def _elected(self) -> bool:
+        """Whether others may follow it in this term: it coordinates, or it did until a moment ago."""
+        proof = self.peer.agreement.voter.proof
+        mine = self._authority.peer_id
+        return isinstance(proof, Votes) and any(vote.candidate == mine for vote in proof.votes)
 
     def _grants(self, term: int) -> Grants:
         """A quorum of grants: all signed with its own key."""
@@ -171,7 +174,7 @@ class Adversary:
 
     def _transfer_to_me(self, target: str) -> Message | bytes:
         voter = self.peer.agreement.voter
-        if self._leads() or voter.coordinator is None:
+        if self._elected() or voter.coordinator is None:
             return b""
         transfer = self._sign(Transfer(voter.term, voter.coordinator, voter.me))
         return PreVoteRequest(voter.term + 1, voter.proof, self._last(), voter.last_votes(), transfer)
@@ -202,17 +205,13 @@ class Adversary:
         return Append(term, 30_000_000_000, at, ledger.hashes[at], records, ledger.newest_certificate, None)
 
     def _own_order(self, target: str) -> Message | bytes:
-        """A record of its own in the present term; as the coordinator it would contradict itself (threat model)."""
-        if self._leads():
-            return b""
+        """A record of its own in the present term, which contradicts the coordinator's, be that itself. Who was elected could
+        have a committee of its own choice (threat model); that it does not order."""
         ledger = self.peer.agreement.voter.ledger
         mine = self._authority.peer_id
-        body = self._random.choice(
-            (
-                CommitteeChange(Committee((mine,), ledger.committee.voters)),
-                Round(1, b"", bytes(32), (Counted(0, mine, 1, 1.0),), bytes(32), bytes(32), 1),
-            )
-        )
+        change = CommitteeChange(Committee((mine,), ledger.committee.voters))
+        made_up = Round(1, b"", bytes(32), (Counted(0, mine, 1, 1.0),), bytes(32), bytes(32), 1)
+        body = made_up if self._elected() else self._random.choice((change, made_up))
         record = self._record(self._term, body)
         return Append(self._term, 1_000_000, ledger.height, ledger.hashes[-1], (record,), None, None)
 
