@@ -119,9 +119,7 @@ def test_a_file_a_missing_directory_and_another_format_are_refused_in_words(dire
 
 
 def test_a_second_process_is_refused_by_a_message_with_the_first_ones_pid(directory: Path):
-    script = (
-        "import sys; from node.store import Store; Store.open(sys.argv[1]); print('up', flush=True); input()"
-    )
+    script = "import sys; from node.storage.store import Store; Store.open(sys.argv[1]); print('up', flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(directory)],
         stdin=subprocess.PIPE,
