@@ -452,7 +452,8 @@ async def test_requests_before_configure_and_ranges_beyond_the_data_are_our_mist
 
 
 async def test_the_node_process_does_not_import_torch() -> None:
-    code = "import sys, node.training.trainer_process, p2pcoord; p2pcoord.Workload; p2pcoord.RunConfig; assert 'torch' not in sys.modules"
+    imports = "import sys, node.training.trainer_process, p2pcoord; p2pcoord.Workload; p2pcoord.RunConfig"
+    code = f"{imports}; assert 'torch' not in sys.modules"
     done = await trio.run_process(
         [sys.executable, "-c", code], check=False, capture_stdout=True, stderr=subprocess.STDOUT
     )
