@@ -19,7 +19,7 @@
     split-off         the coordinator with a minority on one side                         healing
 
 `who` chooses when the fault strikes, not before: coordinator, voter, voters, member, one, some, half, all.
-A fault that would take the disks of a quorum of voters for ever is not carried out: nobody survives that.
+A fault that would leave no quorum of honest voters with their disks is not carried out: nobody survives that.
 """
 
 from __future__ import annotations

@@ -193,8 +193,10 @@ class Director:
                 return up
 
     def _expendable(self, machine: Machine) -> bool:
-        """Whether a quorum of every committee that may count keeps its disks without this machine."""
-        keeps = [m.id for m in self.world.machines.values() if not m.gone and m is not machine]
+        """Whether an honest quorum of every committee that may count keeps its disks without this machine. Nobody can rely on the
+        liar: once it is excluded, it gets no more bytes, and can acknowledge nothing."""
+        lost = (machine, self._liar)
+        keeps = [m.id for m in self.world.machines.values() if not m.gone and m not in lost]
         committees = [self.world.invariants.newest_committee()]
         for other in self.world.machines.values():
             if other.peer is not None:
