@@ -8,8 +8,9 @@ from p2pcoord.consensus.voter import Timing
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.rounds.setting import Rules
 
-# The log is rewritten when it holds this much: a day of rounds of ten seconds, and half a second to read back.
-COMPACT_AFTER_BYTES = 8 << 20
+# The log is rewritten when it holds this much: some 400 rounds of a few members. What it holds lies in memory as well, twice as
+# large, so this bounds how far a node grows between two rewrites.
+COMPACT_AFTER_BYTES = 2 << 20
 
 
 class Restored(msgspec.Struct, frozen=True):
