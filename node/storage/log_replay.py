@@ -146,6 +146,9 @@ class Replay:
         elif isinstance(frame, Appended):
             if not self._voter.ledger.fill(frame.record):
                 self._voter.ledger.append(frame.record)
+            elif isinstance(frame.record.body, Round):  # certified before, its version counted
+                self.version -= 1
+                self._check_round(frame.record.body, frame.record.header.height)
         elif isinstance(frame, Truncated):
             self._voter.ledger.truncate(frame.height)
         elif isinstance(frame, Certified):

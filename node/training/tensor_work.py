@@ -28,6 +28,7 @@ from p2pcoord import effects as fx
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import LocalError, P2PCoordError, UserError
 from p2pcoord.layout import Layout
+from p2pcoord.rounds.plan import Ranges
 from p2pcoord.run_config import RunConfig
 
 # A trainer that dies is asked again so often before the assignment counts as failed and goes to another member.
@@ -64,7 +65,7 @@ class TensorWork:
         self._scratch = 0
         self._adopted: fx.Adopt | None = None
         self._adopt_due = trio.Event()
-        self.exported_version = self._model_on_disk()
+        self.exported_version = -1
         """The version that the model file shows; -1 when there is none that is whole."""
         self._workload_failures = {"training": 0, "validation": 0}  # in a row
         self.gave_up = trio.Event()
@@ -125,11 +126,29 @@ class TensorWork:
     async def validate(self, effect: fx.Validate) -> fx.Outcome:
         ranges = effect.ranges if self._config.data.mode == "dealt" else None
         request = ValidateRequest(str(self._store.file_of(effect.state)), ranges)
-        done = await self._work("validation", lambda: self._trainer.validate(request))
+        done = await self._work(
+            "validation",
+            lambda: self._trainer.validate(request),
+            sound=lambda: self._validates_certified(ranges),
+        )
         return fx.Done(fx.Validated(done.samples, done.loss_sum, done.metric_sums))
 
-    async def _work(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """Asks the trainer for what the workload's code does, again when that fails. Raises UserError, on one line."""
+    async def _validates_certified(self, ranges: Ranges | None) -> bool:
+        """Whether the certified state can be validated: then a new one that cannot be is to blame for it, and not the code."""
+        if self._adopted is None:
+            return False
+        request = ValidateRequest(str(self._store.file_of(self._adopted.state)), ranges)
+        try:
+            await self._ask(lambda: self._trainer.validate(request))
+        except UserError:
+            return False
+        return True
+
+    async def _work(
+        self, what: str, ask: Callable[[], Awaitable[T]], sound: Callable[[], Awaitable[bool]] | None = None
+    ) -> T:
+        """Asks the trainer for what the workload's code does, again when that fails; `sound` tells at the end whether the code
+        is right all the same. Raises UserError, on one line."""
         failures = self._workload_failures
         while True:
             if failures[what]:
@@ -143,6 +162,9 @@ class TensorWork:
                 # Its traceback was printed by the trainer, whole.
                 lines = str(error).splitlines()
                 reason = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
+                if sound is not None and await sound():
+                    failures[what] = 0
+                    raise UserError(reason) from None
                 self.gave_up_why = f"{reason} ({failures[what]} times in a row)"
                 self.gave_up.set()
                 raise UserError(reason) from None
@@ -174,6 +196,7 @@ class TensorWork:
 
     async def export_adopted(self) -> None:
         """Keeps the model file at the newest certified version; those between may be skipped."""
+        self.exported_version = await trio.to_thread.run_sync(self._model_on_disk)
         while True:
             await self._adopt_due.wait()
             self._adopt_due = trio.Event()

@@ -213,6 +213,7 @@ class Agreement:
         voters = self.committee.voters
         self._try([peer for peer in wanted if peer not in voters][:MAX_LEARNERS], now)
         if wanted == voters:
+            self._awaited = ((), 0)
             return
         ready = [peer for peer in wanted if peer in voters or self._caught_up(peer, now)]
         if len(ready) < len(wanted):
@@ -293,6 +294,9 @@ class Agreement:
     # Between election and replication
 
     def _elected(self, votes: tuple[Vote, ...], now: int) -> None:
+        self._awaited = ((), 0)
+        for trial in self._trials.values():
+            trial.until = NEVER  # a learner's time did not run while nobody fed it
         self.replication.open_term(votes, now)
 
     def _behind(self, peer: str, now: int) -> None:

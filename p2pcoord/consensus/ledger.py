@@ -84,6 +84,8 @@ class Ledger:
         self.certificates: dict[int, Certificate] = {}
         self._newest_round = 0
         """Height of the newest certified round; genesis is what version 0 is made of."""
+        self._compacted = 0
+        """Up to where bodies and certificates were dropped already."""
         self._committees: list[tuple[int, Committee]] = [(0, Committee((body.founder,)))]
         self._openings: list[tuple[int, Header]] = [(0, header)]
 
@@ -175,13 +177,17 @@ class Ledger:
         All headers and all other records stay: they are what a joiner verifies from genesis. Of the certificates enough stay
         that every batch of records can end with one.
         """
-        for at in range(1, min(height, self.certified) + 1):
+        top = min(height, self.certified)
+        start, self._compacted = self._compacted, max(top, self._compacted)
+        for at in range(start + 1, top + 1):
             record = self.records[at]
             if record.header.kind == "round" and record.body is not None:
                 self.records[at] = Record(record.header, None)
-        size_to = list(accumulate(len(encode(record)) for record in self.records))
-        kept = 0
-        for at, after in pairwise(sorted(self.certificates)):
+        # Below, enough was dropped already; the last certificate kept there may be superfluous now.
+        dense = [at for at in sorted(self.certificates) if at > start]
+        kept = max((at for at in self.certificates if at <= start), default=0)
+        size_to = dict(enumerate(accumulate(len(encode(r)) for r in self.records[kept:]), kept))
+        for at, after in pairwise(dense):
             far = after - kept > CERTIFICATE_SPACING or size_to[after] - size_to[kept] > BATCH_BYTES
             if at > height or far:
                 kept = at

@@ -99,11 +99,10 @@ class Admissions:
     def tick(self, now: int) -> None:
         """Repeats what this peer asks of the run: to be admitted, or to be let go, or that a liar is put out."""
         if now >= self._accuse_at:
-            for exclusion in list(self._exclusions.values())[:MAX_EXCLUSIONS]:
+            for exclusion in self._accused()[:MAX_EXCLUSIONS]:
                 self._accuse(exclusion)
             self._accuse_at = NEVER
-        accuses = any(e.evidence is not None and self._wanted(e) for e in self._exclusions.values())
-        if accuses and self._accuse_at == NEVER:
+        if self._accuse_at == NEVER and self._accused():
             self._accuse_at = now + REQUEST_INTERVAL_NS
         if now < self._request_at:
             return
@@ -274,6 +273,10 @@ class Admissions:
         if exclusion.evidence is None:
             return self._roster.is_member(peer) and exclusion.until > self._roster.version
         return self._roster.is_listed(peer) and not self._roster.excluded_for_good(peer)
+
+    def _accused(self) -> list[Exclusion]:
+        """Against whom there is evidence that no certified record tells yet."""
+        return [e for e in self._exclusions.values() if e.evidence is not None and self._wanted(e)]
 
     def _accuse(self, exclusion: Exclusion) -> None:
         """Evidence goes to the coordinator, again and again until it is heard. Against the coordinator itself it goes to all

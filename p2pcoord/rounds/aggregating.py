@@ -33,7 +33,7 @@ BATCH_LOSSES_NS = 50_000_000
 
 # From the second attempt of a round on, the next one waits until 100, 200, 400 ms ... after its signing: whatever makes one
 # after the other fail, each costs every member a message and transfers.
-MAX_BACKOFF_NS = 5_000_000_000
+MAX_ATTEMPT_BACKOFF_NS = 5_000_000_000
 
 # An attempt in which nothing at all was heard for this long is stuck on somebody frozen that is not yet suspected. Longer
 # than a transfer may go without a byte (2.5 s in node/driver.py): its receiver knows better who is frozen.
@@ -127,7 +127,9 @@ class Aggregation:
         self._replan_at = None
         self._obstructed = False
         self.signed_at = now
-        self.not_before = now + min(BATCH_LOSSES_NS << self._tries, MAX_BACKOFF_NS) if self._tries else now
+        self.not_before = (
+            now + min(BATCH_LOSSES_NS << self._tries, MAX_ATTEMPT_BACKOFF_NS) if self._tries else now
+        )
         self._tries = min(self._tries + 1, 16)
         self._tell_again_at = now + QUIET_NS
 
@@ -287,11 +289,11 @@ class Aggregation:
         tree = self.attempt.tree
         if sender not in tree:
             return
-        related = {sender, *tree.children(sender), tree.parent(sender)}
+        related = {sender, *tree.children(sender)}  # whose bytes it has to have
         if message.culprit not in related or not self._needed(message.culprit):
             return
         reason = message.reason[:MAX_REASON]
-        if sender in (message.culprit, self.setting.me):  # its own word against it, or what was seen here
+        if sender == message.culprit:
             self.lose(message.culprit, reason, now)
             return
         self._reliability.accuse(sender, message.culprit, (self.version, self.number))

@@ -123,9 +123,12 @@ class Conclusion:
         }
         if samples:
             values["loss"] = sum(share.loss_sum for share in good) / samples
-            # What most of them measure: whoever measures something else neither fills the record nor spoils a mean.
+            # What most of them measure, and of two the coordinator's: whoever measures something else neither fills the record
+            # nor spoils a mean.
             kinds = Counter(names_of(share) for share in good)
-            names = max(sorted(kinds), key=kinds.__getitem__)
+            own = self.shares.get(self.setting.me)
+            mine = names_of(own) if own is not None else None
+            names = max(sorted(kinds), key=lambda kind: (kinds[kind], kind == mine))
             measured = [dict(share.measure_sums) for share in good if names_of(share) == names]
             covered = sum(share.samples for share in good if names_of(share) == names)
             for name in names:

@@ -18,10 +18,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from p2pcoord.aggregation.tree import build_tree
 from p2pcoord.errors import LocalError
 from p2pcoord.rounds.aggregating import STALL_NS, Aggregation
-from p2pcoord.rounds.attempt import contributors_in_order
 from p2pcoord.rounds.collection import Assignments, Collection
 from p2pcoord.rounds.conclusion import Conclusion
 from p2pcoord.rounds.messages import (
@@ -364,10 +362,8 @@ class RoundCoordinator:
             self._revise(collection.after_deaths(), now)
             return
         tree = aggregation.tree(headers)
+        # However few: enough have contributed, and who finds no place for lack of links is not the same each time.
         placed = {slot: header for slot, header in headers.items() if header.contributor in tree}
-        if not collection.suffices(placed):  # better once more as it is: a link may have come back
-            order = contributors_in_order([header for _, header in sorted(headers.items())])
-            placed, tree = headers, build_tree(order, self.setting.rules.fan_out)
         for slot in sorted(headers.keys() - placed.keys()):
             self.setting.outbox.emit("unplaced", peer=headers[slot].contributor, assignment=slot[1])
         aggregation.sign(placed, tree, now)

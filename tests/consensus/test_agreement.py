@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from p2pcoord.consensus.agreement import LEARNER_PATIENCE_NS
 from p2pcoord.consensus.messages import AppendReply
 from p2pcoord.effects import Send
 from p2pcoord.messages import decode_message
 from p2pcoord.wire import encode
 from tests.round_runner import RoundWorld
-from tests.script_runner import Machine, letter_of
+from tests.script_runner import Machine, letter_of, peer_id
 
 
 class NeverReady(RoundWorld):
@@ -61,3 +62,28 @@ def test_who_needs_longer_than_the_others_becomes_a_voter_all_the_same() -> None
     world.liar = ""
     world.execute("run 10s")
     assert world.voters() == "ABC"
+
+
+def test_a_voter_that_leaves_again_is_waited_for_again() -> None:
+    """C is dead and is to be dropped: first by waiting for D, who does not get ready. When C is back nobody leaves."""
+    world = NeverReady("D")
+    world.execute("committee A B C members D rounds=400 size=3")
+    world.execute("hold A train")
+    world.execute("timeout A")
+    agreement = world.peer("A").agreement
+    leaving = (peer_id("C"),)
+    assert [agreement._patient(leaving, at * LEARNER_PATIENCE_NS) for at in (1, 2)] == [True, False]
+    world.execute("run 2s")  # the committee is as it should be meanwhile
+    assert agreement._patient(leaving, 9 * LEARNER_PATIENCE_NS)
+
+
+def test_the_time_of_a_learner_does_not_run_while_another_coordinates() -> None:
+    world = NeverReady("D")
+    world.execute("committee A B C members D rounds=400 size=5")
+    world.execute("hold A train")
+    world.execute("timeout A")
+    agreement = world.peer("A").agreement
+    agreement._try([peer_id("D")], 0)
+    agreement._elected((), LEARNER_PATIENCE_NS)
+    agreement._by_trials([], LEARNER_PATIENCE_NS)
+    assert agreement._trials[peer_id("D")].failures == 0

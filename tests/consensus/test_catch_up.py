@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from node.storage.log_replay import Replay
 from p2pcoord.consensus.catch_up import ASK_INTERVAL_NS, CatchUp
 from p2pcoord.consensus.ledger import Ledger
 from p2pcoord.consensus.messages import PreVoteRequest, Records, RecordsRequest
 from p2pcoord.consensus.record import Record
 from tests.round_runner import RoundWorld
+from tests.script_runner import authority_of
 
 
 def ledger_of(world: RoundWorld, letter: str) -> Ledger:
@@ -66,6 +68,11 @@ def test_who_was_told_that_more_is_to_come_gets_the_newest_body_from_another(res
     world.execute("run 10s")
     assert ledger_of(world, "C").lacking is None
     assert world.participant("C").version >= 1
+    replay = Replay(authority_of("C")._verify, check_config=False)
+    for frame in world.machines["C"].disk:
+        replay.take(frame)
+    assert replay.state is not None
+    assert replay.version in replay.states
     if restart:
         world.execute("crash C")
         world.execute("restart C")

@@ -11,7 +11,7 @@ from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.messages import GenesisReply, GenesisRequest, decode_message
 from p2pcoord.peer import Peer
 from p2pcoord.peer_settings import PeerSettings, Restored
-from p2pcoord.rounds.admissions import REQUEST_INTERVAL_NS, Admissions
+from p2pcoord.rounds.admissions import MAX_EXCLUSIONS, REQUEST_INTERVAL_NS, Admissions
 from p2pcoord.rounds.messages import EvidenceMessage, JoinReply, JoinRequest, LeaveRequest
 from p2pcoord.rounds.participation import MAX_ADMISSIONS, MAX_NAME_LENGTH, join_proof
 from p2pcoord.wire import encode
@@ -385,3 +385,19 @@ def test_evidence_that_the_coordinator_found_outlives_it() -> None:
     world = world_of()
     said = answers(world, "D", "A", EvidenceMessage(votes("C")))
     assert ("B", EvidenceMessage(votes("C"))) in said
+
+
+def test_evidence_is_told_again_however_much_there_is_against_others_that_have_left() -> None:
+    world = world_of()
+    admitted = admissions(world, "D")
+    one, other = (authority_of("C").sign(Vote(1, candidate, bytes(32), C)) for candidate in (A, B))
+    for number in range(MAX_EXCLUSIONS):
+        peer = f"gone{number}"
+        admitted._exclusions[peer] = Exclusion(peer, "signed two", 0, (one, other))
+    world.execute("cut D A")  # it is told once in vain
+    admitted.see(one)
+    admitted.see(other)
+    world.execute("run 1s")
+    world.execute("heal")
+    world.execute("run 20s")
+    assert world.peer("A").roster.excluded_for_good(C)

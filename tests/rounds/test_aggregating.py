@@ -1,12 +1,14 @@
 """A coordinator's attempts, through whole peers. What a loss leads to is told in tests/scripts/rounds."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import msgspec
+import pytest
 
 from p2pcoord.aggregation.tree import Tree
 from p2pcoord.content import ContentRef
-from p2pcoord.rounds.aggregating import MAX_BACKOFF_NS, RESENT_AT_ONCE
+from p2pcoord.effects import Failed, Fetch, FetchReport, Outcome
+from p2pcoord.rounds.aggregating import MAX_ATTEMPT_BACKOFF_NS, RESENT_AT_ONCE
 from p2pcoord.rounds.attempt import Partial
 from p2pcoord.rounds.messages import AttemptMessage, Obstacle, PartialMessage
 from tests.round_runner import RoundWorld, holding
@@ -139,7 +141,7 @@ def test_attempts_that_follow_each_other_back_off() -> None:
         waits.append(aggregation.not_before)
     assert waits[0] == 100_000_000
     assert all(later >= sooner for sooner, later in pairwise(waits))
-    assert waits[-1] == MAX_BACKOFF_NS
+    assert waits[-1] == MAX_ATTEMPT_BACKOFF_NS
 
 
 def test_when_many_owe_something_all_hear_of_the_attempt_again_in_turn() -> None:
@@ -154,3 +156,61 @@ def test_when_many_owe_something_all_hear_of_the_attempt_again_in_turn() -> None
     aggregation.tell_again(owing, 1)
     aggregation.tell_again(owing, 2)
     assert set(told) == set(owing)
+
+
+def test_what_a_member_says_of_its_parent_counts_for_nothing() -> None:
+    """It has no need of its parent's bytes; two children together could have it left out at no cost."""
+    world = holding(*SIX, options="A B C members D E F fan_out=2")
+    aggregation = world.coordinator("A").aggregation
+    tree = tree_of(world)
+    parent = next(member for member in tree.members if len(tree.children(member)) == 2)
+    for child in tree.children(parent):
+        accuse(world, letter_of(child), letter_of(parent))
+    assert world.coordinator("A").aggregation is aggregation
+    assert tree_of(world) == tree
+
+
+class BrokenLink(RoundWorld):
+    """No bulk bytes pass between two members; messages do."""
+
+    def __init__(self, pair: str) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def _fetch(self, letter: str, effect: Fetch) -> Outcome:
+        if letter in self.pair:
+            other = peer_id(self.pair.replace(letter, ""))
+            sources = tuple(source for source in effect.sources if source != other)
+            if not sources:
+                return Failed("no source has it", FetchReport({}, {}))
+            effect = msgspec.structs.replace(effect, sources=sources)
+        return super()._fetch(letter, effect)
+
+
+@pytest.mark.parametrize("pair", ["AB", "AD", "BE"])
+def test_a_broken_link_costs_neither_of_its_two_anything_be_one_the_coordinator_or_not(pair: str) -> None:
+    world = BrokenLink(pair)
+    world.execute("committee A B C members D E F rounds=20 fan_out=4")
+    printed = world.execute("begin A")
+    for _ in range(60):
+        printed += world.execute("run 500ms")
+    commits = world.commits("A")
+    assert len(commits) == 20
+    assert all({c.contributor for c in body.contributors} == set(map(peer_id, "ABCDEF")) for body in commits)
+    assert not [line for line in printed if "excluded" in line]
+
+
+def test_one_machine_that_can_be_dialled_and_many_that_cannot_make_versions() -> None:
+    """The tree has no place for all of them at a time, so they take turns, and less than the minimum share is enough."""
+    world = RoundWorld()
+    world.execute("committee A members B C D E F G fan_out=2 rounds=6 barrier=2s share=0.5")
+    leaves = set(map(peer_id, "BCDEFG"))
+    around = world.participant("A").setting.neighbours
+    around.leaf = lambda peer: peer in leaves  # type: ignore[method-assign]
+    around.apart = lambda one, other: {one, other} <= leaves  # type: ignore[method-assign]
+    for one, other in combinations("BCDEFG", 2):
+        world.execute(f"cut {one} {other}")
+    world.execute("begin A")
+    world.execute("run 60s")
+    assert len(world.commits("A")) == 6
+    assert {c.contributor for body in world.commits("A") for c in body.contributors} > {peer_id("A")}

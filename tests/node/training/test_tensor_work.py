@@ -95,6 +95,25 @@ async def test_a_trainer_that_dies_is_asked_again_but_not_for_ever(tmp_path: Pat
 
 
 @pytest.mark.trio
+async def test_a_state_that_cannot_be_validated_is_not_the_workloads_fault_where_the_certified_one_can(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A diverged state makes metrics() raise everywhere at once: then all nodes would end."""
+    trainer = Mortal(mistakes=WORKLOAD_TRIES)
+    async with around(tmp_path, trainer) as here:
+        here.work.adopt(fx.Adopt(3, here.state))
+        effect = fx.Validate(7, here.state, ((0, 4),))
+        with pytest.raises(UserError, match="ValueError: a bug"):
+            await here.work.validate(effect)
+        assert not here.work.gave_up.is_set()
+        assert await here.work.validate(effect) == fx.Done(fx.Validated(4, 2.0, {}))
+        trainer.asked, trainer.mistakes = 0, 100
+        with pytest.raises(UserError, match="ValueError: a bug"):
+            await here.work.validate(effect)
+        assert here.work.gave_up.is_set()
+
+
+@pytest.mark.trio
 async def test_a_workload_that_fails_is_asked_again_later_each_time_and_given_up_after_a_few_times_in_a_row(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
