@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from node.reporting.event_words import with_departed
 from p2pcoord.consensus.quorum import majority
 from p2pcoord.consensus.record import Round
 from p2pcoord.gossip.membership import PeerState
@@ -17,6 +18,9 @@ from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.synchronization.state_tracker import local_state
 
 SCHEMA = 1
+
+# Of those who have left, whose names the newest events and commits may still need.
+MAX_DEPARTED = 100
 
 
 def status_document(
@@ -54,6 +58,7 @@ def status_document(
         "metrics": {name: getattr(metrics, name) for name in metrics.__struct_fields__} if metrics else {},
         "history": [[version, loss] for version, loss in tracker.loss_history],
         "members": [_member(peer, member, now) for member in peer.roster.everyone],
+        "departed": {member: name_of(peer, member) for member in peer.roster.departed[-MAX_DEPARTED:]},
         "last_commit": _last_commit(rounds),
         "rejected": _rejected(peer.rejected, rejected),
     }
@@ -62,7 +67,9 @@ def status_document(
 def names_of(peer: Peer) -> Iterable[tuple[str, str]]:
     """(id, name) of this peer and of all that are, or were, members."""
     everyone = dict.fromkeys((peer.me, *peer.roster.everyone))
-    return ((member, name_of(peer, member)) for member in everyone)
+    here = [(member, name_of(peer, member)) for member in everyone]
+    gone = [(member, name_of(peer, member)) for member in peer.roster.departed if member not in everyone]
+    return with_departed(here, gone)
 
 
 def name_of(peer: Peer, member: str) -> str:

@@ -26,6 +26,7 @@ from node.reporting.event_words import (
     printable,
     short_name,
     voters_reached,
+    with_departed,
 )
 from p2pcoord.errors import UserError
 
@@ -49,7 +50,8 @@ def name_in(document: Document) -> NameOf:
     """Names of peers as this document knows them; the end of its id for any other."""
     names = {member.get("peer_id"): member.get("name") for member in document.get("members") or ()}
     names[document.get("peer_id")] = document.get("name")
-    return naming((peer, name) for peer, name in names.items() if peer and name)
+    here = ((peer, name) for peer, name in names.items() if peer and name)
+    return naming(with_departed(here, (document.get("departed") or {}).items()))
 
 
 def lines(document: Document, now: datetime) -> list[str]:
@@ -151,10 +153,11 @@ def _last_commit(document: Document) -> str:
     if not commit:
         return ""
     name_of = name_in(document)
-    contributors = ", ".join(
-        f"{name_of(c.get('peer_id', ''))} {100 * (c.get('weight') or 0):.0f}%"
-        for c in commit.get("contributors") or ()
-    )
+    weights: dict[str, float] = {}
+    for part in commit.get("contributors") or ():  # one that did another's work besides is there twice
+        peer = part.get("peer_id", "")
+        weights[peer] = weights.get(peer, 0.0) + (part.get("weight") or 0)
+    contributors = ", ".join(f"{name_of(peer)} {100 * weight:.0f}%" for peer, weight in weights.items())
     return (
         f"last commit: version {commit.get('version')} by {name_of(commit.get('coordinator') or '-')} in term "
         f"{commit.get('term')}, from {contributors}; computation {commit.get('computation_s') or 0:.1f} s, "

@@ -155,6 +155,20 @@ def test_two_members_of_one_name_are_told_apart() -> None:
     assert "from lab1(AAAAAAAA) 25%, laptop 75%" in told
 
 
+def test_who_has_left_is_told_of_by_name() -> None:
+    twice = {"peer_id": B, "weight": 0.33, "origin_round": 12}
+    left = document(
+        members=[member(A, "lab1"), member(C, "laptop")],
+        departed={B: "lab2"},
+        last_commit=document()["last_commit"] | {"contributors": [twice, twice]},
+    )
+    assert "from lab2 66%;" in text_of(left), "what a member did in two parts is one figure"
+    assert "lab2 left the run" in text_of(left, [{"event": "left", "peer": B}])
+    left["members"][1]["name"] = "lab2"  # the machine came back with a new key
+    assert "lab2(BBBBBBBB) left the run" in text_of(left, [{"event": "left", "peer": B}])
+    assert "lab2 is gone" in text_of(left, [{"event": "failed", "peer": C}])
+
+
 def test_a_large_run_does_not_flood_the_screen() -> None:
     members = [member(f"12D3KooW{n:044}", f"n{n}") for n in range(500)]
     text = text_of(document(members=members))
