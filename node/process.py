@@ -221,6 +221,7 @@ class _Node:
             nursery.start_soon(watch_quorum, driver, self._event)
             nursery.start_soon(watch_workload, driver, self.tell)
             nursery.start_soon(keep_addresses, self.store, peer)
+            nursery.start_soon(self.console.keep_settling)
             await driver.run(begin)
             nursery.cancel_scope.cancel()
         return driver.halted
