@@ -42,16 +42,12 @@ def naming(names: Iterable[tuple[str, str]]) -> NameOf:
     return name_of
 
 
-def with_departed(
-    here: Iterable[tuple[str, str]], gone: Iterable[tuple[str, str]]
-) -> list[tuple[str, str]]:
+def with_departed(here: Iterable[tuple[str, str]], gone: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """(id, name) of members and of those who have left. A machine that came back with a new key has its name for itself: the
     one that it was gets the end of its id besides."""
     told = list(here)
     taken = {name for _, name in told}
-    told += [
-        (peer, f"{name}({short_name(peer)})" if name in taken else name) for peer, name in gone if name
-    ]
+    told += [(peer, f"{name}({short_name(peer)})" if name in taken else name) for peer, name in gone if name]
     return told
 
 
