@@ -176,6 +176,24 @@ def test_a_large_run_does_not_flood_the_screen() -> None:
     assert len(text.splitlines()) < 60
 
 
+def test_a_small_terminal_shows_whole_cells_and_the_last_event() -> None:
+    members = [member(A, "lab1", role="coordinator", device="NVIDIA H100 80GB HBM3")]
+    members += [member(f"12D3KooW{n:044}", f"machine{n}") for n in range(40)]
+    events = [{"time": f"2026-01-01T12:00:{n:02}.000Z", "event": "failed", "peer": A} for n in range(9)]
+    events.append({"event": "left", "peer": A})
+    console = Console(file=io.StringIO(), width=80, height=24, color_system=None)
+    console.print(status_view.fitted(document(members=members), events, console, NOW))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue().splitlines()
+    assert len(shown) < 24
+    assert not any("…" in line for line in shown)
+    assert shown[-1].endswith("lab1 left the run")
+    headings = next(line.split() for line in shown if line.startswith("member"))
+    assert headings[:5] == ["member", "role", "state", "version", "behind"]
+    assert any(line.startswith("machine0 ") for line in shown)
+    assert any(line.strip().startswith("and ") for line in shown)
+
+
 def test_the_last_events_are_told_in_words() -> None:
     events = [{"time": f"2026-01-01T12:00:{n:02}.000Z", "event": "failed", "peer": B} for n in range(9)]
     events += [{"time": "bad", "event": "phase", "phase": "aggregation"}]
