@@ -32,6 +32,12 @@ from node.reporting.repetitions import Repetitions
 SETTLED_S: Final = 2.0
 """History comes in parts, well under a second apart: after this long without another one, it was the last."""
 
+TRACEBACK: Final = "Traceback (most recent call last):"
+"""Python's first line of one; those that follow are indented, up to the last."""
+
+MAX_TRACEBACK_LINES: Final = 100
+"""Python itself sums up what recurs."""
+
 MAX_OUTPUT_CHARACTERS: Final = 2000
 """Of one line that the workload prints."""
 
@@ -87,6 +93,7 @@ class Console:
         self._names = names
         self._repetitions = Repetitions(clock)
         self._clock = clock
+        self._traceback: list[str] = []
         self._caught_up: tuple[Mapping[str, Any], float] | None = None
         """The newest of these, and when it came: only the last one of several in a row is told."""
         self._log = structlog.wrap_logger(
@@ -135,8 +142,15 @@ class Console:
         self._log.warning("warning", words=f"warning: {text}", fields={"text": text})
 
     def trainer_output(self, line: str) -> None:
-        """A line that the workload's code printed."""
+        """A line that the workload's code printed. A program gets a traceback whole, as one error."""
         text = line.rstrip()[:MAX_OUTPUT_CHARACTERS]
+        if not self.terminal and (self._traceback or text == TRACEBACK):
+            self._traceback.append(text)
+            if text.startswith((" ", TRACEBACK)) and len(self._traceback) < MAX_TRACEBACK_LINES:
+                return  # up to the line that names the exception
+            text, self._traceback = "\n".join(self._traceback), []
+            self._log.error("trainer", words=text, fields={"text": text})
+            return
         self._log.info("trainer", words=f"trainer: {text}", fields={"text": text})
 
 

@@ -56,7 +56,7 @@ async def main():
             await trio.sleep_forever()
         if mode == "dies" and name.endswith("2"):
             for event in ({"event": "following", "coordinator": "12D3Koo" + "x" * 45, "term": 4},
-                          {"event": "training-failed", "reason": "no\\nmemory"}, {"event": "trainer", "text": "batch 7"}):
+                          {"event": "training-failed", "reason": "no\\nmemory"}, {"event": "trainer", "text": "batch 7\\n  batch 8"}):
                 print(json.dumps(event), flush=True)
             print("out of memory", flush=True)
             os._exit(3)
@@ -162,6 +162,7 @@ async def test_a_node_that_dies_is_told_with_its_last_words_and_the_others_go_on
         "xxxxxxxx coordinates term 4",
         "training failed here: no?memory",
         "trainer: batch 7",
+        "trainer:   batch 8",
         "out of memory",
     ]
     assert "did not end well: node2" in ran.told

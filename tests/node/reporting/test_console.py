@@ -210,6 +210,26 @@ def test_the_workloads_output_and_warnings_are_shown() -> None:
     }
 
 
+def test_a_program_gets_a_traceback_as_one_error() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "w.py", line 3, in loss',
+        "    1 / 0",
+        "ZeroDivisionError: x",
+    ]
+    screen, terminal = Screen(terminal=False), Screen(terminal=True)
+    for line in ["before", *lines, "after"]:
+        screen.console.trainer_output(f"{line}\n")
+        terminal.console.trainer_output(f"{line}\n")
+    told = [json.loads(line) for line in screen.told]
+    assert [(line["level"], line["event"], line["text"]) for line in told] == [
+        ("info", "trainer", "before"),
+        ("error", "trainer", "\n".join(lines)),
+        ("info", "trainer", "after"),
+    ]
+    assert len(terminal.told) == 6
+
+
 def test_libraries_are_heard_when_it_matters_and_only_once() -> None:
     logging.getLogger().handlers.clear()  # pytest's own raises for a broken message
     Screen(terminal=True)
