@@ -333,7 +333,8 @@ class _Cluster:
             self.tell(f"{len(self.nodes)} nodes: {told}")
         model = newest.directory / MODEL_FILE
         if model.is_file():
-            self.tell(f"the model lies in {model}")
+            untrained = newest.status.get("version") == 0
+            self.tell(f"the model lies in {model}" + ", untrained: it is version 0" * untrained)
         failed = [node.name for node in self.nodes if node.process is not None and node.exit_code != 0]
         if failed and not self.stopping:
             self.tell(f"did not end well: {', '.join(failed)}")
