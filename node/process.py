@@ -133,6 +133,8 @@ class _Node:
         if halted:
             self.tell(f"this node stops: {halted}")
             return 1
+        if self.peer is not None and run_is_over(self.peer):
+            self.tell("done: this node has ended")
         return 0
 
     async def _start(self, nursery: trio.Nursery, resumed: Run | None) -> Started:
