@@ -379,7 +379,7 @@ def simulate(
                 raise click.UsageError(f"--{name} is the scenario's: with --scenario leave it out")
     from simulations import sweep
     from simulations.coverage import tables
-    from simulations.report import headline, told
+    from simulations.report import counted, headline
 
     chosen = sweep.parse_range("seeds", seeds if seeds is not None else str(1 if seed is None else seed))
     counts = sweep.parse_range("peers", peers)
@@ -391,7 +391,11 @@ def simulate(
 
     def show_progress() -> None:
         if live:
-            told = f"{done} of {len(chosen)} seeds, {wrong} violations" if done < len(chosen) else ""
+            told = (
+                f"{done} of {counted(len(chosen), 'seed')}, {counted(wrong, 'violation')}"
+                if done < len(chosen)
+                else ""
+            )
             click.echo(f"\r\x1b[K{told}", err=True, nl=False)
 
     def progress(report: Report) -> None:
@@ -416,10 +420,10 @@ def simulate(
     )
     if as_json:
         click.echo(sweep.as_json(summary))
-    elif coverage:
-        click.echo(f"{headline(summary)}\n\n{tables(summary.coverage)}", nl=False)
     else:
-        click.echo(told(summary), nl=False)
+        click.echo(headline(summary))
+        if coverage:
+            click.echo(f"\n{tables(summary.coverage)}", nl=False)
     sys.exit(1 if summary.violations else 0)
 
 

@@ -248,7 +248,7 @@ class _Cluster:
         if event is None:
             node.output.append(printable(line.decode(errors="replace")))
             return
-        node.output.append(self._in_words(event))
+        node.output += self._in_words(event)
         version = event.get("version")
         if event["event"] == "commit" and isinstance(version, int) and version > self.told_version:
             self.told_version = version
@@ -312,12 +312,14 @@ class _Cluster:
             (node.name for node in self.nodes if node.status.get("peer_id") == peer), short_name(peer)
         )
 
-    def _in_words(self, event: dict[str, Any]) -> str:
+    def _in_words(self, event: dict[str, Any]) -> list[str]:
         """As the node itself would show it on a terminal."""
         words = in_words(event["event"], event, self._name_of)
-        if words is None:  # a warning, a line of the workload's or of a library's
-            words = printable(f"{event['event']}: {event.get('text') or ''}".rstrip(": "))
-        return words
+        if words is not None:
+            return [words]
+        # A warning, what the workload printed, or a library's: a traceback has many lines.
+        lines = str(event.get("text") or "").splitlines() or [""]
+        return [printable(f"{event['event']}: {line}".rstrip(": ")) for line in lines]
 
     def _result(self) -> int:
         """Says what came of it; the exit code."""
@@ -331,7 +333,8 @@ class _Cluster:
             self.tell(f"{len(self.nodes)} nodes: {told}")
         model = newest.directory / MODEL_FILE
         if model.is_file():
-            self.tell(f"the model lies in {model}")
+            untrained = newest.status.get("version") == 0
+            self.tell(f"the model lies in {model}" + ", untrained: it is version 0" * untrained)
         failed = [node.name for node in self.nodes if node.process is not None and node.exit_code != 0]
         if failed and not self.stopping:
             self.tell(f"did not end well: {', '.join(failed)}")

@@ -133,6 +133,8 @@ class _Node:
         if halted:
             self.tell(f"this node stops: {halted}")
             return 1
+        if self.peer is not None and run_is_over(self.peer):
+            self.tell("done: this node has ended")
         return 0
 
     async def _start(self, nursery: trio.Nursery, resumed: Run | None) -> Started:
@@ -221,6 +223,7 @@ class _Node:
             nursery.start_soon(watch_quorum, driver, self._event)
             nursery.start_soon(watch_workload, driver, self.tell)
             nursery.start_soon(keep_addresses, self.store, peer)
+            nursery.start_soon(self.console.keep_settling)
             await driver.run(begin)
             nursery.cancel_scope.cancel()
         return driver.halted

@@ -373,8 +373,9 @@ class Peer:
     def _on_certified(self, records: Sequence[Record], now: int) -> None:
         was_member = self.is_member
         self.roster.apply(records)
+        late = sum(record.header.kind == "round" for record in records) > 1
         for record in records:
-            self._tell(record)
+            self._tell(record, late=late)
         if self.is_member and not was_member:
             self.outbox.emit("joined", peer=self.me)
         self.admissions.certified(now)
@@ -397,20 +398,26 @@ class Peer:
         steps -= sum(frame.header.steps for frame in kept if isinstance(frame, Slot))
         self._compaction.compact([Life(self.incarnation, steps), *kept])
 
-    def _tell(self, record: Record) -> None:
+    def _tell(self, record: Record, *, late: bool) -> None:
+        """`late`: it came with several rounds, so it is history, and no news."""
         body = record.body
+        mark = {"late": True} if late else {}
         height, term = record.header.height, record.header.term
         self.outbox.emit("certified", height=height, term=term, kind=record.header.kind)
         if isinstance(body, CommitteeChange) and body.committee.everyone == (self.me,):
             self.outbox.emit("sole-voter")
         if isinstance(body, Members):
             for admission in body.admitted:
-                self.outbox.emit("admitted", peer=admission.peer, name=admission.name)
+                self.outbox.emit("admitted", peer=admission.peer, name=admission.name, **mark)
             for farewell in body.left:
-                self.outbox.emit("left", peer=farewell.peer)
+                self.outbox.emit("left", peer=farewell.peer, **mark)
             for exclusion in body.excluded:
                 self.outbox.emit(
-                    "excluded", peer=exclusion.peer, reason=exclusion.reason, until=exclusion.until
+                    "excluded",
+                    peer=exclusion.peer,
+                    reason=exclusion.reason,
+                    until=exclusion.until,
+                    **mark,
                 )
 
     def _catch_up(self, now: int) -> None:

@@ -101,21 +101,14 @@ def summary_of(reports: list[Report], wall_s: float) -> Summary:
     )
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def headline(summary: Summary) -> str:
+    """For people."""
     return (
-        f"{summary.seeds} seeds, {summary.events} events, {summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s\n"
-        f"{summary.violations} violations; at least version {summary.committed_version}"
+        f"{counted(summary.seeds, 'seed')}, {summary.events} events, "
+        f"{summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s\n"
+        f"{counted(summary.violations, 'violation')}; at least version {summary.committed_version}"
     )
-
-
-def told(summary: Summary) -> str:
-    """For people: the figures, and the tables of what was hit."""
-    lines = [headline(summary)]
-    for title, table in (
-        ("faults", summary.coverage.faults),
-        ("crashes: role / at", summary.coverage.crashes),
-        ("losses: message / how", summary.coverage.losses),
-    ):
-        lines.append(f"\n{title}")
-        lines += [f"  {count:8} {cell}" for cell, count in sorted(table.items())]
-    return "\n".join(lines) + "\n"

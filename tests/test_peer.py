@@ -31,6 +31,7 @@ from p2pcoord.consensus.record import (
     Members,
     Opening,
     Record,
+    Round,
     make_genesis,
     make_record,
 )
@@ -646,3 +647,17 @@ def test_a_remote_error_knows_its_kind() -> None:
 
 def test_the_genesis_of_a_run_is_the_same_for_all() -> None:
     assert make_genesis(authority_of("A"), CONFIG) == make_genesis(authority_of("A"), CONFIG)
+
+
+@pytest.mark.parametrize(("rounds", "marked"), [(1, {}), (2, {"late": True})])
+def test_who_came_while_this_peer_was_away_is_marked_as_history(rounds: int, marked: dict[str, bool]) -> None:
+    peer = started()
+
+    def record(body: Members | Round) -> Record:
+        return make_record(authority_of("A"), height=9, term=1, previous=bytes(32), committee=0, body=body)
+
+    certified = [record(Members((Admission(D, "lab4", b""),)))]
+    certified += [record(scripted_round(version)) for version in range(1, rounds + 1)]
+    peer._on_certified(certified, 0)
+    [told] = [e for e in peer.outbox.take() if isinstance(e, Emit) and e.event == "admitted"]
+    assert told.fields == {"peer": D, "name": "lab4"} | marked

@@ -23,10 +23,20 @@ from typing import Any, Final
 
 import msgspec
 import structlog
+import trio
 
 from node.reporting.event_words import WORDS, NameOf, in_words, printable, short_name
 from node.reporting.events import plain
 from node.reporting.repetitions import Repetitions
+
+SETTLED_S: Final = 2.0
+"""History comes in parts, well under a second apart: after this long without another one, it was the last."""
+
+TRACEBACK: Final = "Traceback (most recent call last):"
+"""Python's first line of one; those that follow are indented, up to the last."""
+
+MAX_TRACEBACK_LINES: Final = 100
+"""Python itself sums up what recurs."""
 
 MAX_OUTPUT_CHARACTERS: Final = 2000
 """Of one line that the workload prints."""
@@ -82,6 +92,10 @@ class Console:
         self._tell = tell
         self._names = names
         self._repetitions = Repetitions(clock)
+        self._clock = clock
+        self._traceback: list[str] = []
+        self._caught_up: tuple[Mapping[str, Any], float] | None = None
+        """The newest of these, and when it came: only the last one of several in a row is told."""
         self._log = structlog.wrap_logger(
             _Lines(tell),
             processors=[_stamp, _for_people if self.terminal else _as_json],
@@ -92,6 +106,26 @@ class Console:
 
     def event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Shows an event, if it has words."""
+        if event == "caught-up":
+            rounds = self._caught_up[0].get("rounds", 0) if self._caught_up else 0
+            self._caught_up = {**fields, "rounds": fields.get("rounds", 0) + rounds}, self._clock()
+            return
+        if event == "commit" and not fields.get("late"):
+            self.settle(0.0)
+        self._show(event, fields)
+
+    def settle(self, after_s: float = SETTLED_S) -> None:
+        """Tells how far this node has caught up, once nothing more has come for this long."""
+        if self._caught_up is not None and self._clock() - self._caught_up[1] >= after_s:
+            (fields, _), self._caught_up = self._caught_up, None
+            self._show("caught-up", fields)
+
+    async def keep_settling(self) -> None:
+        while True:
+            await trio.sleep(SETTLED_S / 2)
+            self.settle()
+
+    def _show(self, event: str, fields: Mapping[str, Any]) -> None:
         words = in_words(event, fields, self._names()) if event in WORDS else None
         if words is None:
             return
@@ -108,8 +142,15 @@ class Console:
         self._log.warning("warning", words=f"warning: {text}", fields={"text": text})
 
     def trainer_output(self, line: str) -> None:
-        """A line that the workload's code printed."""
+        """A line that the workload's code printed. A program gets a traceback whole, as one error."""
         text = line.rstrip()[:MAX_OUTPUT_CHARACTERS]
+        if not self.terminal and (self._traceback or text == TRACEBACK):
+            self._traceback.append(text)
+            if text.startswith((" ", TRACEBACK)) and len(self._traceback) < MAX_TRACEBACK_LINES:
+                return  # up to the line that names the exception
+            text, self._traceback = "\n".join(self._traceback), []
+            self._log.error("trainer", words=text, fields={"text": text})
+            return
         self._log.info("trainer", words=f"trainer: {text}", fields={"text": text})
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from node.reporting.event_words import with_departed
 from p2pcoord.consensus.quorum import majority
-from p2pcoord.consensus.record import Round
+from p2pcoord.consensus.record import Record, Round
 from p2pcoord.gossip.membership import PeerState
 from p2pcoord.peer import Peer
 from p2pcoord.rounds.rounds import Rounds
 from p2pcoord.synchronization.state_tracker import local_state
 
 SCHEMA = 1
+
+# Of those who have left, whose names the newest events and commits may still need.
+MAX_DEPARTED = 100
 
 
 def status_document(
@@ -54,6 +58,7 @@ def status_document(
         "metrics": {name: getattr(metrics, name) for name in metrics.__struct_fields__} if metrics else {},
         "history": [[version, loss] for version, loss in tracker.loss_history],
         "members": [_member(peer, member, now) for member in peer.roster.everyone],
+        "departed": {member: name_of(peer, member) for member in peer.roster.departed[-MAX_DEPARTED:]},
         "last_commit": _last_commit(rounds),
         "rejected": _rejected(peer.rejected, rejected),
     }
@@ -62,7 +67,9 @@ def status_document(
 def names_of(peer: Peer) -> Iterable[tuple[str, str]]:
     """(id, name) of this peer and of all that are, or were, members."""
     everyone = dict.fromkeys((peer.me, *peer.roster.everyone))
-    return ((member, name_of(peer, member)) for member in everyone)
+    here = [(member, name_of(peer, member)) for member in everyone]
+    gone = [(member, name_of(peer, member)) for member in peer.roster.departed if member not in everyone]
+    return with_departed(here, gone)
 
 
 def name_of(peer: Peer, member: str) -> str:
@@ -119,9 +126,12 @@ def quorum_of(peer: Peer, now: int) -> dict[str, Any]:
 def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
     record = peer.gossip.book.get(member) if peer.gossip else None
     view = peer.gossip.membership.view(member, now) if peer.gossip else None
-    version = peer.work.participant.version if isinstance(peer.work, Rounds) else 0
+    rounds = peer.work if isinstance(peer.work, Rounds) else None
+    version = rounds.participant.version if rounds else 0
     local = local_state(record)
-    theirs = version if member == peer.me else local.last_sync
+    # Gossip comes later than the commits themselves.
+    shown = max(local.last_sync, proven_version(rounds.last_record if rounds else None, member))
+    theirs = version if member == peer.me else shown
     seen = view.last_seen if view is not None else None
     return {
         "peer_id": member,
@@ -129,7 +139,7 @@ def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
         "role": role_of(peer, member),
         "alive": member == peer.me or peer.alive(member),
         "state": "alive" if member == peer.me else view.state.value if view else "unknown",
-        "phi": 0.0 if member == peer.me or view is None else min(view.phi, 1e6),
+        "phi": 0.0 if member == peer.me or view is None else min(view.phi, 1e6) + 0.0,  # never -0.0
         "version": theirs,
         "staleness": max(version - theirs, 0),
         "excluded": peer.roster.excluded(member),
@@ -141,6 +151,17 @@ def _member(peer: Peer, member: str, now: int) -> dict[str, Any]:
         "local_loss": local.local_loss,
         "gradient_norm": local.gradient_norm,
     }
+
+
+def proven_version(record: Record | None, member: str) -> int:
+    """Which version `member` has at least, by the newest commit: its coordinator has that one, who contributed had the one
+    that it trained from."""
+    if record is None or not isinstance(record.body, Round):
+        return 0
+    if record.header.coordinator == member:
+        return record.body.version
+    trained = (c.origin_round - 1 for c in record.body.contributors if c.contributor == member)
+    return max(trained, default=0)
 
 
 def _last_commit(rounds: Rounds) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ An event that nobody watches for (a phase, a fetch, a single record) has no word
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -16,6 +17,7 @@ Words = Callable[[Mapping[str, Any], NameOf], str | None]
 
 COLUMN: Final = "  "
 PEER_ID_START: Final = "12D3Koo"
+_PEER_ID: Final = re.compile(rf"\b{PEER_ID_START}[1-9A-HJ-NP-Za-km-z]{{45}}\b")
 
 SOLE_VOTER: Final = "voters     1 of 1: this machine must stay until status shows 3 voters"
 """Of a run whose only voter is this machine: without it the run stands still."""
@@ -38,6 +40,15 @@ def naming(names: Iterable[tuple[str, str]]) -> NameOf:
         return printable(f"{name}({short_name(peer)})" if shared[name] > 1 else name)
 
     return name_of
+
+
+def with_departed(here: Iterable[tuple[str, str]], gone: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(id, name) of members and of those who have left. A machine that came back with a new key has its name for itself: the
+    one that it was gets the end of its id besides."""
+    told = list(here)
+    taken = {name for _, name in told}
+    told += [(peer, f"{name}({short_name(peer)})" if name in taken else name) for peer, name in gone if name]
+    return told
 
 
 def printable(text: str) -> str:
@@ -96,7 +107,9 @@ def in_words(event: str, fields: Mapping[str, Any], name_of: NameOf) -> str | No
     """The event as a sentence on one line; None for events that are for the file only."""
     words = WORDS.get(event)
     told = None if words is None else words(fields, name_of)
-    return None if told is None else printable(told)
+    if told is None:
+        return None
+    return printable(_PEER_ID.sub(lambda found: name_of(found[0]), told))  # reasons come with ids
 
 
 def _who(fields: Mapping[str, Any], name_of: NameOf, key: str = "peer") -> str:
@@ -117,7 +130,18 @@ def _fetched(fields: Mapping[str, Any], name_of: NameOf) -> str | None:
     return f"fetched {what}: {told or 'it was here'}{bad}"
 
 
-def _excluded(fields: Mapping[str, Any], name_of: NameOf) -> str:
+def _fetch_failed(fields: Mapping[str, Any], name_of: NameOf) -> str | None:
+    if fields.get("superseded"):
+        return None  # of no use to anybody any more
+    what, version = fields.get("purpose"), fields.get("version")
+    told = what if version is None else f"the {what} of version {version}"
+    source = f" from {_who(fields, name_of, 'source')}" if fields.get("source") else ""
+    return f"{told} could not be fetched{source}: {fields.get('reason')}"
+
+
+def _excluded(fields: Mapping[str, Any], name_of: NameOf) -> str | None:
+    if fields.get("late"):
+        return None
     until = fields.get("until")
     wait = f"until version {until}" if until else "for good"
     return f"{_who(fields, name_of)} is excluded {wait}: {fields.get('reason')}"
@@ -132,8 +156,8 @@ WORDS: Final[dict[str, Words]] = {
     "commit": lambda f, n: None if f.get("late") else commit_line(f, n),
     "caught-up": lambda f, n: f"caught up to version {f.get('version')}, loss {number(f.get('loss'))}",
     "joined": lambda f, n: "this machine is a member of the run",
-    "admitted": lambda f, n: f"{f.get('name') or _who(f, n)} joined the run",
-    "left": lambda f, n: f"{_who(f, n)} left the run",
+    "admitted": lambda f, n: None if f.get("late") else f"{f.get('name') or _who(f, n)} joined the run",
+    "left": lambda f, n: None if f.get("late") else f"{_who(f, n)} left the run",
     "excluded": _excluded,
     "fetched": _fetched,
     "join-refused": lambda f, n: (
@@ -184,9 +208,7 @@ WORDS: Final[dict[str, Words]] = {
     "held": lambda f, n: f"this process is held at the failpoint {f.get('failpoint')}",
     "step-failed": lambda f, n: f"version {f.get('version')} could not be computed here: {f.get('reason')}",
     "state-differs": lambda f, n: f"another state of version {f.get('version')} was computed here",
-    "fetch-failed": lambda f, n: (
-        f"{f.get('purpose')} could not be fetched from {_who(f, n, 'source')}: {f.get('reason')}"
-    ),
+    "fetch-failed": _fetch_failed,
     # What was refused
     "rejected": lambda f, n: (
         f"refused what {_who(f, n)} sent: {f.get('kind')} {f.get('detail') or ''}".rstrip()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import trio
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -26,6 +27,7 @@ from node.reporting.event_words import (
     printable,
     short_name,
     voters_reached,
+    with_departed,
 )
 from p2pcoord.errors import UserError
 
@@ -39,6 +41,25 @@ MAX_REJECTED: Final = 5
 
 REFRESH_S: Final = 0.5
 
+NOTE_LINES: Final = 2
+"""Kept free below what is watched: for the word that nobody answers any more."""
+
+COLUMNS: Final[Mapping[str, Literal["left", "right"]]] = {
+    "member": "left",
+    "role": "left",
+    "state": "left",
+    "version": "right",
+    "behind": "right",
+    "phi": "right",
+    "local step": "right",
+    "local loss": "right",
+    "device": "left",
+    "peer": "left",
+}
+
+LEFT_OUT_FIRST: Final = ("phi", "device", "local step", "peer", "local loss", "behind")
+"""On a narrow screen; what is left says who is there and how far."""
+
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _BAR_COUNT: Final = 48
 
@@ -49,7 +70,8 @@ def name_in(document: Document) -> NameOf:
     """Names of peers as this document knows them; the end of its id for any other."""
     names = {member.get("peer_id"): member.get("name") for member in document.get("members") or ()}
     names[document.get("peer_id")] = document.get("name")
-    return naming((peer, name) for peer, name in names.items() if peer and name)
+    here = ((peer, name) for peer, name in names.items() if peer and name)
+    return naming(with_departed(here, (document.get("departed") or {}).items()))
 
 
 def lines(document: Document, now: datetime) -> list[str]:
@@ -151,10 +173,11 @@ def _last_commit(document: Document) -> str:
     if not commit:
         return ""
     name_of = name_in(document)
-    contributors = ", ".join(
-        f"{name_of(c.get('peer_id', ''))} {100 * (c.get('weight') or 0):.0f}%"
-        for c in commit.get("contributors") or ()
-    )
+    weights: dict[str, float] = {}
+    for part in commit.get("contributors") or ():  # one that did another's work besides is there twice
+        peer = part.get("peer_id", "")
+        weights[peer] = weights.get(peer, 0.0) + (part.get("weight") or 0)
+    contributors = ", ".join(f"{name_of(peer)} {100 * weight:.0f}%" for peer, weight in weights.items())
     return (
         f"last commit: version {commit.get('version')} by {name_of(commit.get('coordinator') or '-')} in term "
         f"{commit.get('term')}, from {contributors}; computation {commit.get('computation_s') or 0:.1f} s, "
@@ -182,60 +205,96 @@ def _largest(counts: Mapping[str, int], name_of: Callable[[str], str]) -> str:
 
 
 def render(
-    document: Document, events: Iterable[Mapping[str, Any]] = (), now: datetime | None = None
+    document: Document,
+    events: Iterable[Mapping[str, Any]] = (),
+    now: datetime | None = None,
+    *,
+    width: int | None = None,
+    members: int = MAX_MEMBERS,
+    last_events: int = LAST_EVENTS,
 ) -> Group:
     """All of the status but the line to join with, which a screen would cut off.
 
-    `events` are the newest of the events file, oldest first.
+    `events` are the newest of the events file, oldest first. `width` in columns, `members` and `last_events` shown at most.
     """
     moment = now or datetime.now()
     parts: list[RenderableType] = [
         Text(line, style="bold yellow" if line.startswith("waiting for ") else "")
         for line in lines(document, moment)
     ]
-    parts.append(members_table(document))
+    parts.append(members_table(document, width, members))
     name_of = name_in(document)
-    parts += [Text(line, style="dim") for line in worded(events, name_of)]
+    parts += [Text(line, style="dim") for line in worded(events, name_of, last_events)]
     return Group(*parts)
 
 
-def members_table(document: Document) -> Table:
-    """One row for each member, this machine first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, right in (
-        ("member", False), ("role", False), ("state", False), ("version", True), ("behind", True), ("phi", True),
-        ("local step", True), ("local loss", True), ("device", False), ("peer", False),
-    ):  # fmt: skip
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+def fitted(
+    document: Document,
+    events: Sequence[Mapping[str, Any]],
+    console: Console,
+    now: datetime | None = None,
+) -> Group:
+    """`render` for a screen that shows no more than its height: members are left out first, then all but the last event."""
+    members, last_events = min(MAX_MEMBERS, len(document.get("members") or ())), LAST_EVENTS
+    while True:
+        shown = render(document, events, now, width=console.width, members=members, last_events=last_events)
+        over = len(console.render_lines(shown)) - (console.height - NOTE_LINES)
+        if over <= 0 or (members <= 1 and last_events == 1):
+            return shown
+        if members > 1:
+            members = max(members - over, 1)
+        else:
+            last_events = max(last_events - over, 1)
+
+
+def members_table(document: Document, width: int | None = None, most: int = MAX_MEMBERS) -> Table:
+    """One row for each member, this machine first. What does not fit into `width` is left out, the least telling column first."""
     me = document.get("peer_id")
     members = sorted(document.get("members") or (), key=lambda member: member.get("peer_id") != me)
-    for member in members[:MAX_MEMBERS]:
+    rows: list[tuple[dict[str, str], bool]] = []
+    for member in members[:most]:
         alive = bool(member.get("alive"))
         state = f"excluded: {member['excluded']}" if member.get("excluded") else member.get("state") or "-"
         if is_over(document) and not alive:
             state, alive = "ended", True  # as all do
-        cells = (
-            member.get("name") or "-",
-            member.get("role") or "-",
-            state,
-            str(member.get("version", "-")),
-            str(member.get("staleness", "-")),
-            number(member.get("phi")),
-            str(member.get("local_step", "-")),
-            number(member.get("local_loss")),
-            member.get("device") or "-",
-            short_name(member.get("peer_id") or "-"),
-        )
-        table.add_row(*(Text(printable(cell)) for cell in cells), style="" if alive else "red")
-    if len(members) > MAX_MEMBERS:
-        table.add_row(Text(f"and {len(members) - MAX_MEMBERS} more", style="dim"))
+        cells = {
+            "member": member.get("name") or "-",
+            "role": member.get("role") or "-",
+            "state": state,
+            "version": str(member.get("version", "-")),
+            "behind": str(member.get("staleness", "-")),
+            "phi": number(member.get("phi")),
+            "local step": str(member.get("local_step", "-")),
+            "local loss": number(member.get("local_loss")),
+            "device": member.get("device") or "-",
+            "peer": short_name(member.get("peer_id") or "-"),
+        }
+        rows.append(({heading: printable(cell) for heading, cell in cells.items()}, alive))
+    widths = {
+        heading: max([cell_len(heading), *(cell_len(cells[heading]) for cells, _ in rows)])
+        for heading in COLUMNS
+    }
+    more = f"and {len(members) - most} more" if len(members) > most else ""
+    widths["member"] = max(widths["member"], len(more))
+    for heading in LEFT_OUT_FIRST:
+        if width is not None and sum(widths.values()) + 2 * (len(widths) - 1) > width:
+            del widths[heading]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in widths:
+        table.add_column(heading, justify=COLUMNS[heading], no_wrap=True)
+    for cells, alive in rows:
+        table.add_row(*(Text(cells[heading]) for heading in widths), style="" if alive else "red")
+    if more:
+        table.add_row(Text(more, style="dim"))
     return table
 
 
-def worded(events: Iterable[Mapping[str, Any]], name_of: Callable[[str], str]) -> list[str]:
-    """The newest events that have words, oldest first, at most LAST_EVENTS."""
+def worded(
+    events: Iterable[Mapping[str, Any]], name_of: Callable[[str], str], most: int = LAST_EVENTS
+) -> list[str]:
+    """The newest events that have words, oldest first."""
     told = ((event, in_words(event["event"], event, name_of)) for event in events)
-    return [f"{_clock(event)} {words}" for event, words in told if words is not None][-LAST_EVENTS:]
+    return [f"{_clock(event)} {words}" for event, words in told if words is not None][-most:]
 
 
 def _clock(event: Mapping[str, Any]) -> str:
@@ -247,7 +306,7 @@ def _clock(event: Mapping[str, Any]) -> str:
 
 def show(document: Document, events: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Prints the status once, and below it the line that brings another machine to the run, whole: it is there to be copied."""
-    console.print(render(document, events))
+    console.print(render(document, events, width=console.width))
     if document.get("join_line"):
         line = Text("join with  " + printable(document["join_line"]), no_wrap=True, overflow="ignore")
         console.print(line, crop=False, soft_wrap=True)
@@ -262,12 +321,12 @@ async def watch(
 ) -> None:
     """Shows the status until the caller cancels. Raises UserError when nobody answers at first; later that is shown, and
     asked on."""
-    shown: RenderableType = render(await ask(), events())
+    shown: RenderableType = fitted(await ask(), events(), console)
     answered_at = clock()
     with Live(shown, console=console, auto_refresh=False) as live:
         while True:
             try:
-                shown = render(await ask(), events())
+                shown = fitted(await ask(), events(), console)
                 answered_at = clock()
                 live.update(shown, refresh=True)
             except UserError as error:

@@ -155,6 +155,7 @@ class Holdings:
                 "fetch-failed",
                 purpose="state",
                 version=version,
+                superseded=version != self.version,
                 reason=outcome.reason,
                 sources=report.bytes_by_source if isinstance(report, FetchReport) else {},
                 refused=report.bad_sources if isinstance(report, FetchReport) else {},

@@ -67,8 +67,8 @@ class Roster:
         self._secret = secret
         self._members: dict[str, Member] = {}
         """Every member ever admitted and not left, in order of admission."""
-        self._admitted: set[str] = set()
-        """Every member ever admitted."""
+        self._names: dict[str, str] = {}
+        """Every member ever admitted, and its name: who has left is still told of by it."""
         self._exclusions: dict[str, Exclusion] = {}
         self._times_excluded: dict[str, int] = {}
         self.version = 0
@@ -78,8 +78,9 @@ class Roster:
         for record in records:
             body = record.body
             if isinstance(body, Genesis):
-                self._members[body.founder] = Member("founder", 0)
-                self._admitted.add(body.founder)
+                # Genesis does not say what the founder is called: its gossip does.
+                self._members[body.founder] = Member("", 0)
+                self._names[body.founder] = ""
             elif record.header.kind == "round":
                 # Its body may be compacted away; each round makes one version.
                 self.version = body.version if isinstance(body, Round) else self.version + 1
@@ -89,7 +90,8 @@ class Roster:
                     self._members[admission.peer] = Member(
                         admission.name, record.header.height, admission.addresses
                     )
-                    self._admitted.add(admission.peer)
+                    self._names.pop(admission.peer, None)
+                    self._names[admission.peer] = admission.name
                 for farewell in body.left:
                     self._members.pop(farewell.peer, None)
                 for exclusion in body.excluded:
@@ -119,11 +121,16 @@ class Roster:
 
     def was_admitted(self, peer: str) -> bool:
         """Whether it was a member at any time, whatever became of it."""
-        return peer in self._admitted
+        return peer in self._names
+
+    @property
+    def departed(self) -> tuple[str, ...]:
+        """Those who were members and have left, in order of their last admission."""
+        return tuple(peer for peer in self._names if peer not in self._members)
 
     def name_of(self, peer: str) -> str:
-        member = self._members.get(peer)
-        return member.name if member else ""
+        """What it called itself when it was last admitted, be it gone now; "" of a stranger and of the founder."""
+        return self._names.get(peer, "")
 
     def addresses_of(self, peer: str) -> tuple[str, ...]:
         """Where a member could be reached when it was admitted."""

@@ -404,6 +404,14 @@ def test_simulate_ends_with_its_figures_in_json() -> None:
     assert json.loads(again.stdout.splitlines()[-1])["trace_sha256"] == summary["trace_sha256"]
 
 
+def test_simulate_shows_tables_only_when_asked_to() -> None:
+    flags = ("--peers", 1, "--seed", 5, "--faults", "none", "--rounds", 1)
+    plain = run("simulate", *flags).stdout.splitlines()
+    assert plain[0].startswith("1 seed, ")
+    assert len(plain) == 2
+    assert "message lost" in run("simulate", *flags, "--coverage").stdout
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_simulate_counts_seeds_on_a_terminal_and_tells_how_to_run_a_violation_again(
     monkeypatch: pytest.MonkeyPatch, terminal: bool
@@ -424,7 +432,7 @@ def test_simulate_counts_seeds_on_a_terminal_and_tells_how_to_run_a_violation_ag
         "seed 2: liveness at 1.000 s: none\n"
         "again: p2pcoord simulate --peers 1..2 --faults none --rounds 1 --seed 2\n"
     )
-    assert ("2 of 3 seeds, 1 violations" in result.stderr) == terminal
+    assert ("2 of 3 seeds, 1 violation" in result.stderr) == terminal
     assert run("simulate", *flags, "--json").stderr == ""
 
 
@@ -432,7 +440,7 @@ def test_simulate_shows_what_the_seeds_hit_and_missed() -> None:
     result = run("simulate", "--peers", 3, "--seed", 5, "--rounds", 2, "--coverage")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("1 seeds, ")
+    assert lines[0].startswith("1 seed, ")
     assert any(line.split()[0:1] == ["local_training"] for line in lines)
     assert any(line.split()[0:1] == ["offer"] for line in lines)
     assert lines[-1].startswith("empty cells: ")

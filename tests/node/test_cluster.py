@@ -56,7 +56,8 @@ async def main():
             await trio.sleep_forever()
         if mode == "dies" and name.endswith("2"):
             for event in ({"event": "following", "coordinator": "12D3Koo" + "x" * 45, "term": 4},
-                          {"event": "training-failed", "reason": "no\\nmemory"}, {"event": "trainer", "text": "batch 7"}):
+                          {"event": "training-failed", "reason": "no\\nmemory"},
+                          {"event": "trainer", "text": "batch 7\\n  batch 8"}):
                 print(json.dumps(event), flush=True)
             print("out of memory", flush=True)
             os._exit(3)
@@ -162,6 +163,7 @@ async def test_a_node_that_dies_is_told_with_its_last_words_and_the_others_go_on
         "xxxxxxxx coordinates term 4",
         "training failed here: no?memory",
         "trainer: batch 7",
+        "trainer:   batch 8",
         "out of memory",
     ]
     assert "did not end well: node2" in ran.told
@@ -249,6 +251,18 @@ async def test_what_cannot_be_a_cluster_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot use"):
         await Ran().cluster(("true",), tmp_path / "file")
+
+
+@pytest.mark.parametrize(("version", "told"), [(0, ", untrained: it is version 0"), (2, "")])
+def test_a_model_that_nobody_trained_is_called_so(tmp_path: Path, version: int, told: str) -> None:
+    lines: list[str] = []
+    ended = cluster._Cluster(ClusterOptions(nodes=1, base=tmp_path), lines.append, Console(), ())
+    ended.nodes[0].status = {"version": version}
+    model = ended.nodes[0].directory / cluster.MODEL_FILE
+    model.parent.mkdir(parents=True)
+    model.touch()
+    ended._result()
+    assert lines == [f"the model lies in {model}{told}"]
 
 
 def test_a_users_own_thread_count_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

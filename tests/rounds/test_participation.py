@@ -54,7 +54,7 @@ def version(height: int, number: int) -> Record:
 
 def test_the_founder_is_the_first_member() -> None:
     assert roster().members == (A,)
-    assert roster().name_of(A) == "founder"
+    assert roster().name_of(A) == "", "genesis does not say what it is called"
     assert roster().name_of(B) == ""
 
 
@@ -67,6 +67,17 @@ def test_members_count_in_order_of_admission() -> None:
     assert list(r.members) == [A, B]
     r.apply([record(3, Members((admission(C),)))])
     assert list(r.members) == [A, B, C]
+
+
+def test_who_has_left_keeps_its_name() -> None:
+    r = roster()
+    r.apply([record(1, Members((admission(C, "c"), admission(B, "b"))))])
+    r.apply([record(2, Members(left=(farewell("C", 1),)))])
+    assert r.departed == (C,)
+    assert r.name_of(C) == "c"
+    r.apply([record(3, Members((admission(C, "new"),)))])
+    assert r.departed == ()
+    assert r.name_of(C) == "new"
 
 
 def test_the_roster_depends_on_the_records_only() -> None:

@@ -80,12 +80,45 @@ def test_rounds_that_came_together_are_one_line() -> None:
     screen = Screen(terminal=True)
     for version in range(1, 38):
         screen.console.event("commit", COMMIT | {"version": version, "late": True})
-    screen.console.event("caught-up", {"version": 37, "loss": 2.4071, "rounds": 37})
+    screen.console.event("caught-up", {"version": 20, "loss": 3.1, "rounds": 20})
+    screen.console.event("caught-up", {"version": 37, "loss": 2.4071, "rounds": 17})
     screen.console.event("commit", COMMIT | {"version": 38, "late": False})
     assert [line[9:].split("  ")[0] for line in screen.told] == [
         "caught up to version 37, loss 2.407",
         "round 38",
     ]
+
+
+def test_it_has_caught_up_when_no_more_comes() -> None:
+    screen = Screen(terminal=False)
+    for version in (20, 37):
+        screen.console.event("caught-up", {"version": version, "loss": 2.4, "rounds": 20})
+        screen.now += 1.0
+        screen.console.settle()
+    assert screen.told == []
+    screen.now += 1.0
+    screen.console.settle()
+    screen.console.settle()
+    [line] = map(json.loads, screen.told)
+    assert (line["version"], line["rounds"]) == (37, 40)
+
+
+def test_history_is_no_news() -> None:
+    screen = Screen(terminal=True)
+    for event in ("admitted", "left", "excluded"):
+        screen.console.event(event, {"peer": "peerB", "name": "lab2", "reason": "lied", "late": True})
+    screen.console.event("fetch-failed", {"purpose": "state", "reason": "no link", "superseded": True})
+    assert screen.told == []
+
+
+def test_a_state_that_cannot_be_had_is_told_of_by_names() -> None:
+    peer = "12D3KooW" + "a" * 44
+    told = in_words(
+        "fetch-failed",
+        {"purpose": "state", "version": 3, "reason": f"{peer}: connection lost"},
+        naming([(peer, "lab1")]),
+    )
+    assert told == "the state of version 3 could not be fetched: lab1: connection lost"
 
 
 def test_peers_go_by_name_and_those_of_one_name_by_the_end_of_their_id_besides() -> None:
@@ -175,6 +208,26 @@ def test_the_workloads_output_and_warnings_are_shown() -> None:
         "event": "trainer",
         "text": "epoch 1",
     }
+
+
+def test_a_program_gets_a_traceback_as_one_error() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "w.py", line 3, in loss',
+        "    1 / 0",
+        "ZeroDivisionError: x",
+    ]
+    screen, terminal = Screen(terminal=False), Screen(terminal=True)
+    for line in ["before", *lines, "after"]:
+        screen.console.trainer_output(f"{line}\n")
+        terminal.console.trainer_output(f"{line}\n")
+    told = [json.loads(line) for line in screen.told]
+    assert [(line["level"], line["event"], line["text"]) for line in told] == [
+        ("info", "trainer", "before"),
+        ("error", "trainer", "\n".join(lines)),
+        ("info", "trainer", "after"),
+    ]
+    assert len(terminal.told) == 6
 
 
 def test_libraries_are_heard_when_it_matters_and_only_once() -> None:

@@ -155,11 +155,43 @@ def test_two_members_of_one_name_are_told_apart() -> None:
     assert "from lab1(AAAAAAAA) 25%, laptop 75%" in told
 
 
+def test_who_has_left_is_told_of_by_name() -> None:
+    twice = {"peer_id": B, "weight": 0.33, "origin_round": 12}
+    left = document(
+        members=[member(A, "lab1"), member(C, "laptop")],
+        departed={B: "lab2"},
+        last_commit=document()["last_commit"] | {"contributors": [twice, twice]},
+    )
+    assert "from lab2 66%;" in text_of(left), "what a member did in two parts is one figure"
+    assert "lab2 left the run" in text_of(left, [{"event": "left", "peer": B}])
+    left["members"][1]["name"] = "lab2"  # the machine came back with a new key
+    assert "lab2(BBBBBBBB) left the run" in text_of(left, [{"event": "left", "peer": B}])
+    assert "lab2 is gone" in text_of(left, [{"event": "failed", "peer": C}])
+
+
 def test_a_large_run_does_not_flood_the_screen() -> None:
     members = [member(f"12D3KooW{n:044}", f"n{n}") for n in range(500)]
     text = text_of(document(members=members))
     assert "and 470 more" in text
     assert len(text.splitlines()) < 60
+
+
+def test_a_small_terminal_shows_whole_cells_and_the_last_event() -> None:
+    members = [member(A, "lab1", role="coordinator", device="NVIDIA H100 80GB HBM3")]
+    members += [member(f"12D3KooW{n:044}", f"machine{n}") for n in range(40)]
+    events = [{"time": f"2026-01-01T12:00:{n:02}.000Z", "event": "failed", "peer": A} for n in range(9)]
+    events.append({"event": "left", "peer": A})
+    console = Console(file=io.StringIO(), width=80, height=24, color_system=None)
+    console.print(status_view.fitted(document(members=members), events, console, NOW))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue().splitlines()
+    assert len(shown) < 24
+    assert not any("…" in line for line in shown)
+    assert shown[-1].endswith("lab1 left the run")
+    headings = next(line.split() for line in shown if line.startswith("member"))
+    assert headings[:5] == ["member", "role", "state", "version", "behind"]
+    assert any(line.startswith("machine0 ") for line in shown)
+    assert any(line.strip().startswith("and ") for line in shown)
 
 
 def test_the_last_events_are_told_in_words() -> None:
