@@ -1,6 +1,6 @@
 """What the status document says of who votes: counted in both halves while the committee changes."""
 
-from node.reporting.document import quorum_of
+from node.reporting.document import coordinator_of, quorum_of, role_of
 from node.reporting.event_words import enough_reached, in_words
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import CommitteeChange
@@ -50,3 +50,13 @@ def test_a_joint_committee_lacks_a_quorum_when_either_half_does() -> None:
         == "waiting for quorum: 1 of 1 needed, and 1 of 2 needed of the outgoing voters; missing lab2, lab3"
     )
     assert enough_reached(quorum_of(peer_of(signed, c), NOW))
+
+
+def test_a_voter_that_hears_no_coordinator_knows_of_none() -> None:
+    signed = SignedRun().complete()
+    peer = peer_of(signed)
+    a = signed.peers[0]
+    assert peer.agreement.voter.ledger.coordinator_of(peer.agreement.voter.ledger.last.term) == a
+    assert (role_of(peer, a), coordinator_of(peer)) == ("voter", None)
+    peer.agreement.voter.coordinator = a
+    assert (role_of(peer, a), coordinator_of(peer)) == ("coordinator", a)
