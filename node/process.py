@@ -59,8 +59,6 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
     `tell` prints a line for people.
     """
     token = parse_token(options.secret) if options.secret is not None else None
-    if token is not None and not options.bootstrap and not (options.data_dir / "log").exists():
-        raise UserError("--secret needs --bootstrap: the address of a node of the run", exit_code=2)
     node: _Node | None = None
     exit_code = 0  # of a node that is told to stop before it has begun
     try:

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from node import cli as cli_module
 from node.cli import cli
 from node.flags import FoundersFlags
+from node.network.hello import SECRET_BYTES, JoinToken
 from node.reporting.events import EventLog
 from node.reporting.status_socket import serve_status
 from node.start import NodeOptions
@@ -34,6 +35,7 @@ from tests.node.storage.model_files import write_model
 from tests.node.storage.signed_run import SignedRun
 
 ROOT = Path(__file__).parents[2]
+TOKEN = JoinToken(bytes(SECRET_BYTES), bytes(32), 3, bytes(32)).text()
 COMMANDS = sorted(cli.commands)
 
 
@@ -478,6 +480,7 @@ def test_real_commands_fail_in_words(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        local = ("--listen", "/ip4/127.0.0.1/tcp/0")
         cases: list[tuple[list[object], int, str]] = [
             (["status", "--data-dir", tmp_path / "none"], 1, "no node has run there"),
             (["verify", tmp_path / "other"], 1, "is not a p2pcoord data directory"),
@@ -488,6 +491,9 @@ def test_real_commands_fail_in_words(tmp_path: Path) -> None:
                 2,
                 "copy the whole line again",
             ),
+            (["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN], 2, "--secret goes with --bootstrap"),
+            # what a start that failed has left behind is no run
+            (["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN], 2, "--secret goes with --bootstrap"),
             (["node", "--data-dir", tmp_path / "b", "--listen", f"/ip4/127.0.0.1/tcp/{port}"], 1, str(port)),
         ]
         for arguments, code, told in cases:
