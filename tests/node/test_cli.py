@@ -322,9 +322,13 @@ def test_following_events_ends_well_with_ctrl_c(directory: Path, monkeypatch: py
 
 def test_export_copies_the_newest_model_and_says_its_version(directory: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
-    result = run("export", directory, target)
+    signed = SignedRun()
+    result = run("export", signed.write(tmp_path / "young"), target)
     assert result.exit_code == 1
     assert "has no certified model yet" in result.stderr
+    result = run("export", directory, target)
+    assert result.exit_code == 1
+    assert "latest.safetensors is missing, of version 1. Start the node" in result.stderr
     assert not target.exists()
     latest = write_model(directory, 7, "ab")
     model = latest.read_bytes()
