@@ -92,10 +92,17 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["node"]:
-        # A node takes signals itself while it lives. This is for those that come just before and just after: an exception at
-        # whatever line Python is at would look like a bug.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        # A node takes signals itself while it lives. This is for those that come just before and just after: there is nobody
+        # to tell, and an exception at whatever line Python is at would look like a bug.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _leave_at_once)
     cli(prog_name="p2pcoord")
+
+
+def _leave_at_once(*_: object) -> None:
+    with suppress(OSError):
+        os.write(1, b"leaving\n")  # not by way of sys.stdout, which may be in the midst of a line
+    os._exit(0)
 
 
 def _tell(line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -527,3 +528,18 @@ def test_a_real_node_that_cannot_begin_says_why(
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_that_is_told_to_stop_before_it_has_begun_ends_well(number: signal.Signals) -> None:
+    script = (
+        "import os, sys, time\n"
+        "from node import cli\n"
+        f"cli.cli = lambda **_: (os.kill(os.getpid(), {int(number)}), time.sleep(30))\n"
+        "sys.argv = ['p2pcoord', 'node']\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")
