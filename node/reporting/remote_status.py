@@ -41,6 +41,8 @@ async def ask(address: str, secret: str | None) -> dict[str, Any]:
             question = StatusRequest(Admission(key.peer_id, "", proof))
             document = _document((await ask_peer(transport, peer, question, StatusReply)).document)
         except DialError as error:
+            if error.kind == "bad_address":
+                raise UserError(f"--peer {address}: {error.detail}", exit_code=2) from None
             what = "refused this program" if error.kind == "refused" else "does not answer"
             raise UserError(f"the node at {address} {what}: {error.detail}") from None
         except NoAnswer:

@@ -363,7 +363,7 @@ def test_a_workload_that_fails_in_training_ends_its_node_after_a_few_tries(
     assert printed.count(f'"text":"ValueError: a bug in {what}"') == 1
     assert f'"text":"the same again: ValueError: a bug in {what}"' in printed
     last = printed.splitlines()[-1]
-    assert last.startswith("this node stops: ")
+    assert last.startswith("error: this node stops: ")
     assert last.endswith(f"of the workload failed: ValueError: a bug in {what} (3 times in a row)")
 
 
