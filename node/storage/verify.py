@@ -180,7 +180,7 @@ def _check_key(directory: Path, replay: Replay) -> None:
     try:
         peer_id = load_key(directory).peer_id
     except UserError as error:
-        raise Wrong(str(error), 0) from None
+        raise Wrong(str(error), None) from None
     if peer_id != replay.owner:
         raise Wrong(f"the log belongs to {replay.owner}, the key beside it to {peer_id}", 0)
 

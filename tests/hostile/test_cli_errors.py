@@ -159,7 +159,9 @@ def test_a_well_formed_token_with_another_secret_or_run_or_with_none(
     )
     another = msgspec.structs.replace(token, run=bytes(32)).text()
     told = fails(tmp_path / "b", "--bootstrap", address, "--secret", another)
-    assert told == f"the peer at {address} refused this node: peer belongs to another run"
+    assert told == (
+        f"--secret is of another run than the peer at {address}: copy the whole line that a node of the run printed"
+    )
     told = fails(tmp_path / "c", "--bootstrap", address)
     assert told == (
         f"the peer at {address} refused this node: the run needs a secret: copy the whole line that a node of the run printed"
@@ -293,6 +295,10 @@ class Untrainable(Empty):
     def loss(self, model, batch):
         raise ValueError("a bug in loss")
 
+class Diverging(Untrainable):
+    def loss(self, model, batch):
+        return model(batch[0]).mean() * float("nan")
+
 class Unmeasurable(Untrainable):
     def loss(self, model, batch):
         return model(batch[0]).mean()
@@ -365,6 +371,18 @@ def test_a_workload_that_fails_in_training_ends_its_node_after_a_few_tries(
     last = printed.splitlines()[-1]
     assert last.startswith("error: this node stops: ")
     assert last.endswith(f"of the workload failed: ValueError: a bug in {what} (3 times in a row)")
+
+
+def test_a_loss_that_is_no_number_ends_its_node_as_an_exception_does(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BROKEN)
+    with running() as nodes:
+        node = RunningNode(tmp_path / "a", *ANYWHERE, "--workload", f"{file}:Diverging")
+        nodes.append(node.start())
+        assert node.wait(ENDS_S) == 1
+    assert node.printed().splitlines()[-1] == (
+        "error: this node stops: the contribution is not finite (loss nan) (3 times in a row)"
+    )
 
 
 # This machine ---------------------------------------------------------------------------------------------------------------

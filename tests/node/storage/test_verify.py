@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from node.storage.identity_key import FILE_NAME as KEY_FILE
 from node.storage.log_replay import Problem, Replay, Wrong
 from node.storage.store import Store
 from node.storage.verify import Verified, verify
@@ -315,6 +316,15 @@ def test_a_log_beside_another_key_is_refused(run: SignedRun, tmp_path: Path) -> 
     problem = only_problem(checked(run.write(tmp_path / "a")))
     assert "the log belongs to" in problem.what
     assert problem.frame == 0
+
+
+def test_a_damaged_key_is_no_fault_of_a_frame(run: SignedRun, tmp_path: Path) -> None:
+    directory = run.write(tmp_path / "a")
+    (directory / KEY_FILE).write_bytes(b"damage")
+    report = checked(directory)
+    assert only_problem(report).frame is None
+    assert str(directory / KEY_FILE) in only_problem(report).what
+    assert report.objects == 1, "the log is sound, and what it names is checked"
 
 
 def test_a_frame_of_another_program_is_named(run: SignedRun) -> None:
