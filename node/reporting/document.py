@@ -74,7 +74,7 @@ def name_of(peer: Peer, member: str) -> str:
 
 
 def coordinator_of(peer: Peer) -> str | None:
-    """Who coordinates, as this peer knows. A voter hears it, or knows of none; a member without a vote has it from the records."""
+    """Who coordinates, as this peer knows. A voter hears it or knows of none; a member without a vote has it from the records."""
     voter = peer.agreement.voter
     if voter.coordinator is not None or voter.is_voter():
         return voter.coordinator

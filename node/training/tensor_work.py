@@ -117,7 +117,9 @@ class TensorWork:
 
         async def train() -> Trained:
             trained = await self._trainer.train(request, progress)
-            if not trained.finite:  # a failure of the workload like any other: the next round would begin no better
+            if (
+                not trained.finite
+            ):  # a failure of the workload like any other: the next round would begin no better
                 out.unlink(missing_ok=True)
                 raise UserError(f"the contribution is not finite (loss {trained.loss})")
             return trained

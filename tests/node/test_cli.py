@@ -156,7 +156,10 @@ def test_the_commands_are_those_promised() -> None:
         (["simulate", "--faults", "rain"], "Invalid value for '--faults'"),
         (["cluster", "--bootstrap", "a:1", "--rounds", "3"], "--rounds is the founder's"),
         (["verify"], "Missing argument 'DIR'"),
-        (["status", "--peer", "nonsense"], "--peer nonsense: 'nonsense' is neither host:port nor a multiaddr"),
+        (
+            ["status", "--peer", "nonsense"],
+            "--peer nonsense: 'nonsense' is neither host:port nor a multiaddr",
+        ),
         (["--nonsense"], "No such option"),
         (["simulate", "--faults", "some"], "'some' is not one of"),
     ],
@@ -500,9 +503,17 @@ def test_real_commands_fail_in_words(tmp_path: Path) -> None:
                 2,
                 "copy the whole line again",
             ),
-            (["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN], 2, "--secret goes with --bootstrap"),
+            (
+                ["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN],
+                2,
+                "--secret goes with --bootstrap",
+            ),
             # what a start that failed has left behind is no run
-            (["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN], 2, "--secret goes with --bootstrap"),
+            (
+                ["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN],
+                2,
+                "--secret goes with --bootstrap",
+            ),
             (["node", "--data-dir", tmp_path / "b", "--listen", f"/ip4/127.0.0.1/tcp/{port}"], 1, str(port)),
         ]
         for arguments, code, told in cases:

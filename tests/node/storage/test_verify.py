@@ -77,7 +77,10 @@ def test_the_model_file_is_whole_and_shows_a_certified_state(run: SignedRun, tmp
     directory = run.write(tmp_path / "a")
     report = checked(directory)
     assert (report.ok, report.model) == (True, -1)
-    assert "model file  model/latest.safetensors is missing. Start the node: it writes the file anew" in report.lines()
+    assert (
+        "model file  model/latest.safetensors is missing. Start the node: it writes the file anew"
+        in report.lines()
+    )
     for version in (1, 0):  # the newest, and between certificate and replacement the one before
         path = write_model(directory, version, run.states[version].root.hex())
         report = checked(directory)
