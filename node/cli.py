@@ -32,10 +32,18 @@ FAULTS = ("none", "crashes", "loss", "partitions", "all")
 class _Commands(click.Group):
     """A group whose commands' mistakes become messages."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.ClickException as error:
+            raise _told(error) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+        except click.ClickException as error:
+            raise _told(error) from None
+        except (click.Abort, click.exceptions.Exit):
             raise
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
@@ -46,6 +54,14 @@ class _Commands(click.Group):
             message, exit_code = told
             click.echo(f"error: {message}", err=True)
             raise click.exceptions.Exit(exit_code) from None
+
+
+def _told(error: click.ClickException) -> Exception:
+    """click's own message on one line, as ours are; its help for a command line that says nothing stays."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # by name: older versions of click have none
+        return error
+    click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+    return click.exceptions.Exit(error.exit_code)
 
 
 def _mistake(error: BaseException) -> tuple[str, int] | None:
@@ -92,10 +108,17 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["node"]:
-        # A node takes signals itself while it lives. This is for those that come just before and just after: an exception at
-        # whatever line Python is at would look like a bug.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        # A node takes signals itself while it lives. This is for those that come just before and just after: there is nobody
+        # to tell, and an exception at whatever line Python is at would look like a bug.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _leave_at_once)
     cli(prog_name="p2pcoord")
+
+
+def _leave_at_once(*_: object) -> None:
+    with suppress(OSError):
+        os.write(1, b"leaving\n")  # not by way of sys.stdout, which may be in the midst of a line
+    os._exit(0)
 
 
 def _tell(line: str) -> None:
@@ -130,7 +153,7 @@ def node(data_dir: Path, **flags: Any) -> None:
     from node.start import NodeOptions
 
     options = NodeOptions(data_dir=data_dir, **flags)
-    sys.exit(trio.run(partial(run_node, options, tell=_tell)))
+    trio.run(partial(run_node, options, tell=_tell))
 
 
 @cli.command()

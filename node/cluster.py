@@ -164,7 +164,8 @@ class _Cluster:
             rest = self.nodes
         else:
             self.founder = first
-            await self._spawn(nursery, first, options.founding)
+            secret = ("--secret", options.secret) if options.secret else ()
+            await self._spawn(nursery, first, (*options.founding, *secret))
             document = await self._joinable(first)
             self.founder = None
             if document is None:

@@ -1,7 +1,7 @@
 """One node: directory, key, transport, trainer and peer brought together, from start (`start.py`) to exit (`ends.py`).
 
 exit code 0   the run is over, or the user ended the node
-exit code 1   the peer halted, the workload's code failed again and again, or (as UserError) something of the user's cannot work
+exit code 1   (as UserError) the peer halted, the workload's code failed again and again, or something of the user's cannot work
 """
 
 from __future__ import annotations
@@ -53,22 +53,19 @@ from p2pcoord.rounds.setting import rules_of
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4001"
 
 
-async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
-    """Runs a node until the run is over, it is told to stop, or it fails. Raises UserError; returns the exit code.
+async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> None:
+    """Runs a node until the run is over or it is told to stop. Raises UserError when it fails.
 
     `tell` prints a line for people.
     """
     token = parse_token(options.secret) if options.secret is not None else None
-    if token is not None and not options.bootstrap and not (options.data_dir / "log").exists():
-        raise UserError("--secret needs --bootstrap: the address of a node of the run", exit_code=2)
     node: _Node | None = None
-    exit_code = 0  # of a node that is told to stop before it has begun
     try:
         async with leaving_on_signals(lambda: node.driver if node is not None else None, tell):
             store = await trio.to_thread.run_sync(Store.open, options.data_dir)
             try:
                 node = _Node(remembered(options, read_local(store)), token, store, tell)
-                exit_code = await node.run()
+                await node.run()
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(store.close)
@@ -77,7 +74,6 @@ async def run_node(options: NodeOptions, *, tell: Callable[[str], None]) -> int:
         if mistake is None:
             raise
         raise mistake from None
-    return exit_code
 
 
 def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
@@ -109,7 +105,8 @@ class _Node:
         self.transport: Libp2pTransport
         self.told_unreachable = False
 
-    async def run(self) -> int:
+    async def run(self) -> None:
+        """Raises UserError, also when the node does not end well."""
         self.key, resumed = open_directory(self.store, self.token, self.tell)
         secret = self.token.secret if self.token is not None else None
         if resumed is not None:
@@ -131,11 +128,9 @@ class _Node:
             finally:
                 nursery.cancel_scope.cancel()
         if halted:
-            self.tell(f"this node stops: {halted}")
-            return 1
+            raise UserError(f"this node stops: {halted}")
         if self.peer is not None and run_is_over(self.peer):
             self.tell("done: this node has ended")
-        return 0
 
     async def _start(self, nursery: trio.Nursery, resumed: Run | None) -> Started:
         try:

@@ -21,7 +21,7 @@ import trio
 
 from node.flags import FoundersFlags
 from node.founded_content import ContentMissing, Event, fetch_founded, missing_content, who_answers
-from node.network.hello import SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
+from node.network.hello import OTHER_RUN, SECRET_BYTES, JoinToken, parse_token, program_version, proof_of
 from node.network.libp2p_transport import Libp2pTransport
 from node.network.question import NoAnswer, ask
 from node.network.transport_events import DialError
@@ -311,6 +311,10 @@ def _unreachable(address: str, error: DialError) -> UserError:
             return UserError(
                 f"at {address} lives another peer than the one named ({error.detail}): use the line that the "
                 "machine prints now"
+            )
+        case "refused" if error.detail == OTHER_RUN:
+            return UserError(
+                f"--secret is of another run than the peer at {address}: copy the whole line that a node of the run printed"
             )
         case "refused":
             return UserError(f"the peer at {address} refused this node: {error.detail}")

@@ -158,6 +158,12 @@ async def start(
             raise UserError(f"{flag} is the founder's: a node that joins takes the run as it is", exit_code=2)
         invitation = await ask_genesis(transport, key, options.bootstrap, token)
         workload = workload_for(invitation.run.config, options.workload)
+    elif options.secret is not None:
+        raise UserError(
+            f"--secret goes with --bootstrap: {store.path} is in no run, and without the address of one of its nodes none can "
+            "be joined",
+            exit_code=2,
+        )
     else:
         workload = options.workload or "text"
     trainer = Trainer(

@@ -114,10 +114,10 @@ def parse_listen_address(text: str) -> Address:
     try:
         address = parse_address(text)
     except RemoteError as error:
-        raise UserError(f"cannot listen on that: {error.detail}", exit_code=2) from error
+        raise UserError(f"--listen {text}: {error.detail}", exit_code=2) from error
     if _kind(address.host) == "dns" or address.peer is not None:
         raise UserError(
-            f"cannot listen on {text!r}: give an IP address, such as /ip4/0.0.0.0/tcp/4001", exit_code=2
+            f"--listen {text}: give an IP address of this machine, such as /ip4/0.0.0.0/tcp/4001", exit_code=2
         )
     return address
 

@@ -26,6 +26,9 @@ MAX_HELLO_BYTES = 4096
 SECRET_BYTES = 16
 _TOKEN_PREFIX = "p2p1"
 
+# The words in which a node refuses one that names another run. Who gave a --secret is told that it is the wrong one.
+OTHER_RUN = "peer belongs to another run"
+
 
 # Letters shown of a version that a peer claims.
 MAX_VERSION = 32
@@ -82,7 +85,7 @@ def check_hello(data: bytes, run: bytes, may_join: Callable[[bytes], str]) -> st
     except RemoteError as error:
         return f"no p2pcoord node: its hello is {error.kind}"
     if hello.run and run and hello.run != run:
-        return "peer belongs to another run"
+        return OTHER_RUN
     return may_join(hello.proof) or None
 
 

@@ -45,7 +45,7 @@ def status_document(
         "addresses": list(addresses),
         "role": role_of(peer, peer.me),
         "term": agreement.voter.term,
-        "coordinator": agreement.voter.coordinator or ledger.coordinator_of(ledger.last.term),
+        "coordinator": coordinator_of(peer),
         "version": rounds.participant.version,
         "rounds": rounds.setting.rules.rounds,
         "state_held": rounds.participant.held,
@@ -80,15 +80,20 @@ def name_of(peer: Peer, member: str) -> str:
     return record.name if record else peer.roster.name_of(member)
 
 
+def coordinator_of(peer: Peer) -> str | None:
+    """Who coordinates, as this peer knows. A voter hears it or knows of none; a member without a vote has it from the records."""
+    voter = peer.agreement.voter
+    if voter.coordinator is not None or voter.is_voter():
+        return voter.coordinator
+    return voter.ledger.coordinator_of(voter.ledger.last.term)
+
+
 def role_of(peer: Peer, member: str) -> str:
     """coordinator, voter, leaf, member, excluded, or joining."""
     agreement = peer.agreement
     if not peer.roster.is_member(member):
         return "excluded" if peer.roster.excluded(member) else "joining"
-    coordinator = agreement.voter.coordinator or agreement.voter.ledger.coordinator_of(
-        agreement.voter.ledger.last.term
-    )
-    if member == coordinator:
+    if member == coordinator_of(peer):
         return "coordinator"
     if member in agreement.committee.everyone:
         return "voter"

@@ -10,7 +10,7 @@ import json
 import os
 from typing import Any
 
-from node.network.hello import check_hello, make_hello, parse_token, proof_of
+from node.network.hello import OTHER_RUN, check_hello, make_hello, parse_token, proof_of
 from node.network.libp2p_transport import open_transport
 from node.network.link import SESSION_BYTES
 from node.network.question import NoAnswer
@@ -41,6 +41,10 @@ async def ask(address: str, secret: str | None) -> dict[str, Any]:
             question = StatusRequest(Admission(key.peer_id, "", proof))
             document = _document((await ask_peer(transport, peer, question, StatusReply)).document)
         except DialError as error:
+            if error.kind == "bad_address":
+                raise UserError(f"--peer {address}: {error.detail}", exit_code=2) from None
+            if error.detail == OTHER_RUN:
+                raise UserError(f"--secret is of another run than the node at {address}") from None
             what = "refused this program" if error.kind == "refused" else "does not answer"
             raise UserError(f"the node at {address} {what}: {error.detail}") from None
         except NoAnswer:

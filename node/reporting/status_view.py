@@ -87,10 +87,11 @@ def lines(document: Document, now: datetime) -> list[str]:
 def _who(document: Document) -> str:
     role, term = document.get("role"), document.get("term")
     name_of = name_in(document)
+    coordinator = document.get("coordinator")
     duty = (
         f"coordinator of term {term}"
         if role == "coordinator"
-        else f"{role}, term {term}, coordinator {name_of(document.get('coordinator') or '-')}"
+        else f"{role}, term {term}, {f'coordinator {name_of(coordinator)}' if coordinator else 'no coordinator'}"
     )
     run = str(document.get("run_id", ""))[:16]
     return f"{document.get('name')}  {duty}  run {run}  peer {document.get('peer_id')}"

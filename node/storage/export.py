@@ -7,15 +7,20 @@ while a node runs. The copy appears under its name whole or not at all.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from node.storage.directory import check_format
+from node.storage.log_replay import Replay, Wrong
 from node.storage.model_checksum import DamagedModel, check_model
+from node.storage.store import Store
 from node.storage.whole_file import whole_file
+from p2pcoord.consensus.log import CorruptLog
 from p2pcoord.errors import UserError
 
 MODEL_FILE: Final = Path("model/latest.safetensors")
+WRITTEN_ANEW: Final = "Start the node: it writes the file anew"
 
 
 def export_latest(directory: Path, target: Path) -> int:
@@ -31,6 +36,10 @@ def export_latest(directory: Path, target: Path) -> int:
     try:
         source = (directory / MODEL_FILE).open("rb")
     except FileNotFoundError:
+        if version := _certified_version(directory):
+            raise UserError(
+                f"{directory / MODEL_FILE} is missing, of version {version}. {WRITTEN_ANEW} from the certified state"
+            ) from None
         raise UserError(
             f"{directory} has no certified model yet: it comes with the first certified version"
         ) from None
@@ -41,8 +50,7 @@ def export_latest(directory: Path, target: Path) -> int:
             version = check_model(source).version
         except DamagedModel as damaged:
             raise UserError(
-                f"{directory / MODEL_FILE} is damaged ({damaged}). Start the node: it writes the file anew from the certified "
-                "state"
+                f"{directory / MODEL_FILE} is damaged ({damaged}). {WRITTEN_ANEW} from the certified state"
             ) from None
         try:
             with whole_file(target) as temporary, temporary.open("wb") as copy:
@@ -50,3 +58,12 @@ def export_latest(directory: Path, target: Path) -> int:
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     return version
+
+
+def _certified_version(directory: Path) -> int:
+    """The newest version that the log certifies, as far as it can be read."""
+    replay = Replay()
+    with Store.open(directory, read_only=True) as store, suppress(CorruptLog, Wrong):
+        for payload in store.recovered().payloads:
+            replay.take(payload)
+    return replay.version

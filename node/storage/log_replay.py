@@ -50,7 +50,7 @@ class Problem(msgspec.Struct, frozen=True):
 class Wrong(Exception):
     """The log makes no sense from here on. Caught by `verify`."""
 
-    def __init__(self, what: str, frame: int, height: int | None = None) -> None:
+    def __init__(self, what: str, frame: int | None, height: int | None = None) -> None:
         super().__init__(what)
         self.problem = Problem(what, frame, height)
 

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from node.storage.export import MODEL_FILE
+from node.storage.export import MODEL_FILE, WRITTEN_ANEW
 from node.storage.identity_key import FILE_NAME as KEY_FILE
 from node.storage.identity_key import load as load_key
 from node.storage.log_replay import Problem, Replay, Wrong
@@ -88,10 +88,17 @@ class Verified(msgspec.Struct):
             f"records     {self.records}, certified up to height {self.certified} by {self.certificates} certificates",
             f"version     {self.version}, state {self.state or '-'}",
             f"objects     {self.objects} of {self.object_bytes} bytes",
-            f"model file  {f'version {self.model}' if self.model >= 0 else '-'}",
+            f"model file  {self._model_file()}",
         ]
         told += [f"WRONG       {problem}" for problem in self.problems]
         return [*told, "all is well" if self.ok else f"{len(self.problems)} wrong"]
+
+    def _model_file(self) -> str:
+        if self.model >= 0:
+            return f"version {self.model}"
+        # No fault: a node that has just joined, or was killed with its first certificate, has not come to write one.
+        missing = self.version > 0 and not any(str(MODEL_FILE) in problem.what for problem in self.problems)
+        return f"{MODEL_FILE} is missing. {WRITTEN_ANEW}" if missing else "-"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -173,7 +180,7 @@ def _check_key(directory: Path, replay: Replay) -> None:
     try:
         peer_id = load_key(directory).peer_id
     except UserError as error:
-        raise Wrong(str(error), 0) from None
+        raise Wrong(str(error), None) from None
     if peer_id != replay.owner:
         raise Wrong(f"the log belongs to {replay.owner}, the key beside it to {peer_id}", 0)
 

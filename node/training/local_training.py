@@ -171,9 +171,8 @@ class LocalTraining:
                 with user_code("validation"):
                     loss_sum += float(self._loss(files.model, batch)) * size
                 with user_code("metrics()"):
-                    measured = {
-                        str(k): float(v) for k, v in self._workload.metrics(files.model, batch).items()
-                    }
+                    metrics = self._workload.metrics(files.model, batch)
+                    measured = {str(name): _number(name, value) for name, value in metrics.items()}
                 if samples and measured.keys() != sums.keys():
                     raise UserError(
                         f"metrics() of the workload names {sorted(measured)} for one batch and {sorted(sums)} for another"
@@ -371,6 +370,13 @@ class _Losses:
 def _in_batches(indices: np.ndarray[Any, np.dtype[np.int64]], size: int) -> Iterator[Sequence[int]]:
     for begin in range(0, len(indices), size):
         yield indices[begin : begin + size].tolist()
+
+
+def _number(name: str, measured: Any) -> float:
+    try:
+        return float(measured)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"metrics() of the workload: {name!r} is no number: {error}") from None
 
 
 def _moved(value: Any, device: torch.device) -> Any:

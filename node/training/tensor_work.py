@@ -21,7 +21,7 @@ from node.storage.model_checksum import DamagedModel, check_model
 from node.storage.store import Store
 from node.training import workers
 from node.training.trainer_process import Trainer, TrainerDied
-from node.training.trainer_protocol import Export, Progress
+from node.training.trainer_protocol import Export, Progress, Trained
 from node.training.trainer_protocol import Train as TrainRequest
 from node.training.trainer_protocol import Validate as ValidateRequest
 from p2pcoord import effects as fx
@@ -115,10 +115,16 @@ class TensorWork:
         def progress(told: Progress) -> None:
             self._progress(effect.id, told.local_step, told.loss)
 
-        trained = await self._work("training", lambda: self._trainer.train(request, progress))
-        if not trained.finite:
-            out.unlink(missing_ok=True)
-            return fx.Failed(f"the contribution is not finite (loss {trained.loss})")
+        async def train() -> Trained:
+            trained = await self._trainer.train(request, progress)
+            if (
+                not trained.finite
+            ):  # a failure of the workload like any other: the next round would begin no better
+                out.unlink(missing_ok=True)
+                raise UserError(f"the contribution is not finite (loss {trained.loss})")
+            return trained
+
+        trained = await self._work("training", train)
         ref = await trio.to_thread.run_sync(functools.partial(self._store.put_file, out, move=True))
         wall_ns = int(trained.wall_s * 1e9)
         return fx.Done(fx.Trained(ref, trained.samples, trained.steps, trained.norm, trained.loss, wall_ns))
@@ -159,7 +165,7 @@ class TensorWork:
                 failures[what] += 1
                 if failures[what] < WORKLOAD_TRIES:
                     continue
-                # Its traceback was printed by the trainer, whole.
+                # The traceback, if it has one, was printed by the trainer, whole.
                 lines = str(error).splitlines()
                 reason = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
                 if sound is not None and await sound():

@@ -91,7 +91,8 @@ def load_workload(spec: WorkloadSpec) -> type[Workload]:
     missing = [name for name in REQUIRED_METHODS if getattr(workload, name) is getattr(Workload, name)]
     if missing:
         raise UserError(
-            f"--workload {spec.text}: {spec.name} does not define {', '.join(f'{m}()' for m in missing)}"
+            f"--workload {spec.text}: {spec.name} does not define {', '.join(f'{m}()' for m in missing)}",
+            exit_code=2,
         )
     return workload
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from click.testing import CliRunner, Result
 from node import cli as cli_module
 from node.cli import cli
 from node.flags import FoundersFlags
+from node.network.hello import SECRET_BYTES, JoinToken
 from node.reporting.events import EventLog
 from node.reporting.status_socket import serve_status
 from node.start import NodeOptions
@@ -34,6 +36,7 @@ from tests.node.storage.model_files import write_model
 from tests.node.storage.signed_run import SignedRun
 
 ROOT = Path(__file__).parents[2]
+TOKEN = JoinToken(bytes(SECRET_BYTES), bytes(32), 3, bytes(32)).text()
 COMMANDS = sorted(cli.commands)
 
 
@@ -153,12 +156,20 @@ def test_the_commands_are_those_promised() -> None:
         (["simulate", "--faults", "rain"], "Invalid value for '--faults'"),
         (["cluster", "--bootstrap", "a:1", "--rounds", "3"], "--rounds is the founder's"),
         (["verify"], "Missing argument 'DIR'"),
+        (
+            ["status", "--peer", "nonsense"],
+            "--peer nonsense: 'nonsense' is neither host:port nor a multiaddr",
+        ),
+        (["--nonsense"], "No such option"),
+        (["simulate", "--faults", "some"], "'some' is not one of"),
     ],
 )
 def test_a_command_line_that_cannot_be_meant_is_usage(arguments: list[str], told: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert told in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["x", "5..1", "1..y"])
@@ -173,7 +184,7 @@ def test_seeds_that_are_none_are_usage(text: str) -> None:
 def node_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Result:
     import node.process
 
-    async def run_node(*_: object, **__: object) -> int:
+    async def run_node(*_: object, **__: object) -> None:
         await trio.lowlevel.checkpoint()
         raise error
 
@@ -213,11 +224,10 @@ def test_the_nodes_flags_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
 
     seen: list[Any] = []
 
-    async def run_node(options: Any, *, tell: Any) -> int:
+    async def run_node(options: Any, *, tell: Any) -> None:
         await trio.lowlevel.checkpoint()
         seen.append(options)
         tell("peer 12D3")
-        return 1
 
     monkeypatch.setattr(node.process, "run_node", run_node)
     result = run(
@@ -225,7 +235,7 @@ def test_the_nodes_flags_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         "--set", "path=/a=b", "--listen", "/ip4/0.0.0.0/tcp/1", "--announce", "c:3", "--data-dir", "d", "--name", "n",
         "--device", "cuda:1", "--rounds", "7", "--init", "i.safetensors", "--open",
     )  # fmt: skip
-    assert result.exit_code == 1  # what the node said
+    assert result.exit_code == 0
     assert result.stdout == "peer 12D3\n"
     (options,) = seen
     assert options == NodeOptions(
@@ -320,9 +330,13 @@ def test_following_events_ends_well_with_ctrl_c(directory: Path, monkeypatch: py
 
 def test_export_copies_the_newest_model_and_says_its_version(directory: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
-    result = run("export", directory, target)
+    signed = SignedRun()
+    result = run("export", signed.write(tmp_path / "young"), target)
     assert result.exit_code == 1
     assert "has no certified model yet" in result.stderr
+    result = run("export", directory, target)
+    assert result.exit_code == 1
+    assert "latest.safetensors is missing, of version 1. Start the node" in result.stderr
     assert not target.exists()
     latest = write_model(directory, 7, "ab")
     model = latest.read_bytes()
@@ -486,6 +500,7 @@ def test_real_commands_fail_in_words(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        local = ("--listen", "/ip4/127.0.0.1/tcp/0")
         cases: list[tuple[list[object], int, str]] = [
             (["status", "--data-dir", tmp_path / "none"], 1, "no node has run there"),
             (["verify", tmp_path / "other"], 1, "is not a p2pcoord data directory"),
@@ -495,6 +510,17 @@ def test_real_commands_fail_in_words(tmp_path: Path) -> None:
                 ["node", "--data-dir", tmp_path / "a", "--secret", "x", "--bootstrap", "a:1"],
                 2,
                 "copy the whole line again",
+            ),
+            (
+                ["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN],
+                2,
+                "--secret goes with --bootstrap",
+            ),
+            # what a start that failed has left behind is no run
+            (
+                ["node", "--data-dir", tmp_path / "c", *local, "--secret", TOKEN],
+                2,
+                "--secret goes with --bootstrap",
             ),
             (["node", "--data-dir", tmp_path / "b", "--listen", f"/ip4/127.0.0.1/tcp/{port}"], 1, str(port)),
         ]
@@ -525,3 +551,18 @@ def test_a_real_node_that_cannot_begin_says_why(
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_that_is_told_to_stop_before_it_has_begun_ends_well(number: signal.Signals) -> None:
+    script = (
+        "import os, sys, time\n"
+        "from node import cli\n"
+        f"cli.cli = lambda **_: (os.kill(os.getpid(), {int(number)}), time.sleep(30))\n"
+        "sys.argv = ['p2pcoord', 'node']\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")

@@ -244,6 +244,18 @@ async def test_with_bootstrap_nobody_founds(command: tuple[str, ...], tmp_path: 
 
 
 @pytest.mark.trio
+async def test_without_bootstrap_the_secret_is_the_first_nodes_to_judge(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """It goes on with the run in its directory, or refuses to found one."""
+    ran = Ran()
+    with trio.fail_after(30):
+        await ran.cluster(command, tmp_path / "base", secret="S")
+    first, *_ = started(tmp_path / "base")
+    assert first["flags"][-2:] == ["--secret", "S"]
+
+
+@pytest.mark.trio
 async def test_what_cannot_be_a_cluster_is_refused(tmp_path: Path) -> None:
     for nodes in (0, 65):
         with pytest.raises(UserError, match="--nodes: 1 to 64"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from node.storage.identity_key import FILE_NAME as KEY_FILE
 from node.storage.log_replay import Problem, Replay, Wrong
 from node.storage.store import Store
 from node.storage.verify import Verified, verify
@@ -74,7 +75,12 @@ def test_a_whole_directory_passes_and_its_figures_are_told(run: SignedRun, tmp_p
 
 def test_the_model_file_is_whole_and_shows_a_certified_state(run: SignedRun, tmp_path: Path) -> None:
     directory = run.write(tmp_path / "a")
-    assert checked(directory).model == -1
+    report = checked(directory)
+    assert (report.ok, report.model) == (True, -1)
+    assert (
+        "model file  model/latest.safetensors is missing. Start the node: it writes the file anew"
+        in report.lines()
+    )
     for version in (1, 0):  # the newest, and between certificate and replacement the one before
         path = write_model(directory, version, run.states[version].root.hex())
         report = checked(directory)
@@ -313,6 +319,15 @@ def test_a_log_beside_another_key_is_refused(run: SignedRun, tmp_path: Path) -> 
     problem = only_problem(checked(run.write(tmp_path / "a")))
     assert "the log belongs to" in problem.what
     assert problem.frame == 0
+
+
+def test_a_damaged_key_is_no_fault_of_a_frame(run: SignedRun, tmp_path: Path) -> None:
+    directory = run.write(tmp_path / "a")
+    (directory / KEY_FILE).write_bytes(b"damage")
+    report = checked(directory)
+    assert only_problem(report).frame is None
+    assert str(directory / KEY_FILE) in only_problem(report).what
+    assert report.objects == 1, "the log is sound, and what it names is checked"
 
 
 def test_a_frame_of_another_program_is_named(run: SignedRun) -> None:

@@ -353,9 +353,15 @@ class NoOptimizer(Line):
         return "adam"
 
 
+class WordMetric(Line):
+    def metrics(self, model: nn.Module, batch: Any) -> Any:
+        return {"error": 0.5, "grade": "good"}
+
+
 @pytest.mark.parametrize(
     ("workload", "told"),
     [
+        (WordMetric, "metrics() of the workload: 'grade' is no number: could not convert"),
         (Empty, "data('train') of the workload is empty"),
         (Complex, "parameter 'weight' is complex64"),
         (ComplexBuffer, "buffer 'phase' is complex64"),
@@ -375,6 +381,7 @@ def test_what_a_workload_may_not_be_is_said_in_one_sentence(
     def use() -> None:
         wrong.initialize()
         wrong.train()
+        wrong.validate(((0, 21),))
 
     with pytest.raises(UserError) as caught:
         use()

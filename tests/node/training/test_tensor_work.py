@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from node.storage.model_checksum import CHECKSUM, NO_CHECKSUM, check_model, seal
 from node.storage.store import Store
 from node.training.tensor_work import TRAINER_RETRIES, WORKLOAD_TRIES, TensorWork
 from node.training.trainer_process import Trainer, TrainerDied
-from node.training.trainer_protocol import Export, Validate, Validated
+from node.training.trainer_protocol import Export, Progress, Train, Trained, Validate, Validated
 from p2pcoord import effects as fx
 from p2pcoord.content import ContentRef
 from p2pcoord.errors import UserError
@@ -33,9 +34,10 @@ class Mortal:
     """A trainer that dies so many times, whose workload fails so many times, and that writes model files which name their
     version."""
 
-    def __init__(self, deaths: int = 0, mistakes: int = 0) -> None:
+    def __init__(self, deaths: int = 0, mistakes: int = 0, divergences: int = 0) -> None:
         self.deaths = deaths
         self.mistakes = mistakes
+        self.divergences = divergences  # of training: the loss is no number
         self.asked = 0
         self.exported: list[str] = []
 
@@ -46,6 +48,12 @@ class Mortal:
             raise TrainerDied("killed by signal 9")
         if self.asked <= self.deaths + self.mistakes:
             raise UserError("metrics() of the workload failed:\nTraceback\n  File ...\nValueError: a bug")
+
+    async def train(self, request: Train, progress: Callable[[Progress], None]) -> Trained:
+        await self._live()
+        finite = self.asked > self.divergences
+        await trio.Path(request.output).write_bytes(b"a contribution")
+        return Trained(5, 40, 0.5 if finite else math.nan, 1.0, finite, 0.1)
 
     async def validate(self, request: Validate) -> Validated:
         await self._live()
@@ -132,6 +140,24 @@ async def test_a_workload_that_fails_is_asked_again_later_each_time_and_given_up
         assert (
             here.work.gave_up_why == "metrics() of the workload failed: ValueError: a bug (3 times in a row)"
         )
+
+
+@pytest.mark.trio
+async def test_a_loss_that_is_no_number_is_a_failure_of_the_workload(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    trainer = Mortal(divergences=WORKLOAD_TRIES - 1)
+    async with around(tmp_path, trainer) as here:
+        effect = fx.Train(7, 1, 0, here.state, ((0, 4),), 3)
+        began = trio.current_time()
+        assert isinstance(outcome := await here.work.train(effect), fx.Done)
+        assert outcome.value.loss == 0.5
+        assert trio.current_time() - began == pytest.approx(1 + 2), "not when the next round begins"
+        trainer.asked, trainer.divergences = 0, 100
+        with pytest.raises(UserError, match=r"^the contribution is not finite \(loss nan\)$"):
+            await here.work.train(effect)
+        assert here.work.gave_up_why == "the contribution is not finite (loss nan) (3 times in a row)"
+        assert not list((tmp_path / "node/scratch").iterdir())
 
 
 @pytest.mark.trio

@@ -88,8 +88,9 @@ def test_a_file_without_a_class_lists_those_it_has(file: Path) -> None:
     ],
 )
 def test_a_class_that_is_missing_or_none_of_ours_is_named(file: Path, name: str, told: str) -> None:
-    with pytest.raises(UserError, match=told.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(UserError, match=told.replace("(", r"\(").replace(")", r"\)")) as caught:
         load_workload(parse_spec(f"{file}:{name}"))
+    assert caught.value.exit_code == 2
 
 
 def test_a_missing_module_is_told_apart_from_a_module_that_misses_something(file: Path) -> None:
