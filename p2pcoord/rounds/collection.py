@@ -287,6 +287,7 @@ class Collection:
 
     def missing(self, lost: Container[str]) -> list[Assignment]:
         """Assignments without a usable contribution."""
+        self._sort_in()  # who offered may be waited for again only now
         usable = self.usable(lost)
         assignments = self.plan.assignments if self.plan else ()
         return [a for a in assignments if (self.version, a.index) not in usable]

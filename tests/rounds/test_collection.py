@@ -9,6 +9,7 @@ from p2pcoord.content import ContentRef
 from p2pcoord.rounds.collection import MAX_OFFERED_EARLY, Collection
 from p2pcoord.rounds.messages import Offering
 from p2pcoord.rounds.plan import MAX_ASSIGNMENTS
+from p2pcoord.rounds.reliability import SUSPECT_PATIENCE_NS
 from p2pcoord.wire import encode
 from tests.round_runner import collecting, header
 from tests.script_runner import authority_of, peer_id
@@ -110,3 +111,14 @@ def test_before_there_is_a_plan_each_member_has_room_for_a_few_offers() -> None:
         fresh.admit(peer_id("B"), header(world, "B", assignment))
     fresh.admit(peer_id("C"), header(world, "C", 2))
     assert len(fresh._offered) == MAX_OFFERED_EARLY + 1
+
+
+def test_what_was_offered_by_who_was_suspected_until_now_counts_as_soon_as_it_is_fit() -> None:
+    """A coordinator may remember from an earlier term that a member was silent; what that one offers comes once."""
+    world = collecting()
+    coordinator = world.coordinator("A")
+    coordinator.reliability._suspect_since[peer_id("B")] = -SUSPECT_PATIENCE_NS
+    coordinator.collection.admit(peer_id("B"), header(world, "B", 1))
+    assert coordinator.collection.headers == {}
+    world.execute("run 1s")
+    assert set(coordinator.collection.headers) == {(1, 1)}
