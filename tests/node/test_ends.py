@@ -258,7 +258,7 @@ async def test_a_node_says_that_it_serves_the_result_and_who_is_not_known_to_hav
         me="A",
         work=made,
         settings=SimpleNamespace(name="lab1"),
-        roster=SimpleNamespace(members=list(names), everyone=list(names)),
+        roster=SimpleNamespace(members=list(names), everyone=list(names), departed={}),
         alive=lambda member: True,
         gossip=SimpleNamespace(
             book=SimpleNamespace(get=lambda m: SimpleNamespace(name=names[m], last_sync=last_sync(m)))
