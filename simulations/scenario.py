@@ -145,12 +145,11 @@ class Director:
         for machine in self.world.machines.values():
             if machine.peer is None or machine.id in self._leaving:
                 continue
+            if machine is self._liar and not machine.peer.is_member:
+                continue  # excluded for what it signed: nobody tells it more
             ledger = machine.peer.agreement.voter.ledger
-            member = (
-                machine.peer.is_member or machine is self._liar
-            )  # which may be excluded for what it signed
             there = ledger.certified >= top if target else ledger.certified == ledger.height == top
-            if not (there and member):
+            if not (there and machine.peer.is_member):
                 told.append(f"{machine.name} at {ledger.certified}/{ledger.height}")
         return f"certified up to {top}, but {', '.join(told)}" if told else ""
 
