@@ -103,16 +103,17 @@ class Neighbours:
 
     def leaf(self, peer: str) -> bool:
         """Whether others tried to dial it and could not, by what it says: then it names those that it is connected to."""
+        return bool(self._leaf_links(peer))
+
+    def _leaf_links(self, peer: str) -> tuple[str, ...]:
+        """Whom a leaf is connected to; of any other, nobody."""
         record = self.gossip.book.get(peer) if self.gossip is not None else None
-        return record is not None and not record.reachable and bool(record.links)
+        return record.links if record is not None and not record.reachable else ()
 
     def apart(self, one: str, other: str) -> bool:
         """Whether both are leaves, so that neither can dial the other, and neither says that they are connected."""
-        if self.gossip is None or not (self.leaf(one) and self.leaf(other)):
-            return False
-        first, second = self.gossip.book.get(one), self.gossip.book.get(other)
-        linked = first is None or second is None or one in second.links or other in first.links
-        return not linked
+        first, second = self._leaf_links(one), self._leaf_links(other)
+        return bool(first and second) and other not in first and one not in second
 
     def voter_candidates(self, but: Collection[str]) -> list[str]:
         """Living, reachable members, in order of admission; a leaf that nobody can dial never votes."""

@@ -23,16 +23,13 @@ This module knows no numpy.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
 from p2pcoord.aggregation.mean import Mean
 from p2pcoord.float32 import MAX_FLOAT32
 from p2pcoord.kinds import made, require
-
-if TYPE_CHECKING:
-    pass
 
 Shape = Literal["sum", "coordinate_wise", "vector_wise"]
 

@@ -282,7 +282,7 @@ class Admissions:
         """Evidence goes to the coordinator, again and again until it is heard. Against the coordinator itself it goes to all
         voters: they follow it no longer, and whom they elect orders the exclusion. By the coordinator, too: it may end before
         the record is certified."""
-        if exclusion.evidence is None or not self._wanted(exclusion):
+        if exclusion.evidence is None:
             return
         coordinator = self._agreement.voter.coordinator
         message = EvidenceMessage(exclusion.evidence)

@@ -99,8 +99,7 @@ class Aggregation:
         order.sort(key=lambda member: (member in leaves, sum(member in pair for pair in pairs)))
 
         def apart(one: str, other: str) -> bool:
-            unlinked = one in leaves and other in leaves and setting.neighbours.apart(one, other)
-            return unlinked or frozenset((one, other)) in pairs
+            return frozenset((one, other)) in pairs or setting.neighbours.apart(one, other)
 
         return build_tree(order, setting.rules.fan_out, apart=apart)
 

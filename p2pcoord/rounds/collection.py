@@ -107,7 +107,7 @@ class Collection:
         self.revision += 1
         self._accepted = set()
         self._remember(self.plan)
-        self._sort_in()
+        self.sort_in()
 
     def _remember(self, plan: Plan) -> None:
         """Who finishes what this plan gave it has not worked in vain."""
@@ -158,7 +158,7 @@ class Collection:
             raise RemoteError("stranger", "offers a contribution")
         if self._has_room(sender, header.assignment):
             self._offered.setdefault((header.assignment, sender), header)
-            self._sort_in()
+            self.sort_in()
 
     def _has_room(self, sender: str, assignment: int) -> bool:
         """Whether one more offer by this member may count: nobody's offers crowd out another's."""
@@ -166,8 +166,9 @@ class Collection:
             return sender in self._given.get(assignment, ())
         return sum(by == sender for _, by in self._offered) < MAX_OFFERED_EARLY
 
-    def _sort_in(self) -> None:
-        """Counts what was offered by whom the plan gave it, now or before a revision; an assignment counts once."""
+    def sort_in(self) -> None:
+        """Counts what was offered by whom the plan gave it, now or before a revision, and who is waited for now; an assignment
+        counts once."""
         if self.plan is None:
             return
         for assignment in self.plan.assignments:
@@ -287,7 +288,6 @@ class Collection:
 
     def missing(self, lost: Container[str]) -> list[Assignment]:
         """Assignments without a usable contribution."""
-        self._sort_in()  # who offered may be waited for again only now
         usable = self.usable(lost)
         assignments = self.plan.assignments if self.plan else ()
         return [a for a in assignments if (self.version, a.index) not in usable]

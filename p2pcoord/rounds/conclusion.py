@@ -129,8 +129,9 @@ class Conclusion:
             own = self.shares.get(self.setting.me)
             mine = names_of(own) if own is not None else None
             names = max(sorted(kinds), key=lambda kind: (kinds[kind], kind == mine))
-            measured = [dict(share.measure_sums) for share in good if names_of(share) == names]
-            covered = sum(share.samples for share in good if names_of(share) == names)
+            counted = [share for share in good if names_of(share) == names]
+            measured = [dict(share.measure_sums) for share in counted]
+            covered = sum(share.samples for share in counted)
             for name in names:
                 values[f"measure.{name}"] = sum(sums[name] for sums in measured) / covered
         return tuple(sorted(values.items()))

@@ -230,6 +230,7 @@ class RoundCoordinator:
         plan = self.collection.plan
         self.reliability.watch(plan.members if plan is not None else (), now)
         if self.phase in COLLECTING:
+            self.collection.sort_in()
             self._revise(self.collection.after_deaths(), now)
         elif self.phase is Phase.AGGREGATION:
             self.aggregation.watch(now)

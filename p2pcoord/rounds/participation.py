@@ -54,7 +54,6 @@ def join_proof(secret: bytes, run: bytes, peer: str) -> bytes:
 
 
 class Member(msgspec.Struct, frozen=True):
-    name: str
     admitted_height: int
     addresses: tuple[str, ...] = ()
 
@@ -79,7 +78,7 @@ class Roster:
             body = record.body
             if isinstance(body, Genesis):
                 # Genesis does not say what the founder is called: its gossip does.
-                self._members[body.founder] = Member("", 0)
+                self._members[body.founder] = Member(0)
                 self._names[body.founder] = ""
             elif record.header.kind == "round":
                 # Its body may be compacted away; each round makes one version.
@@ -87,9 +86,7 @@ class Roster:
             elif isinstance(body, Members):
                 for admission in body.admitted:
                     self._members.pop(admission.peer, None)
-                    self._members[admission.peer] = Member(
-                        admission.name, record.header.height, admission.addresses
-                    )
+                    self._members[admission.peer] = Member(record.header.height, admission.addresses)
                     self._names.pop(admission.peer, None)
                     self._names[admission.peer] = admission.name
                 for farewell in body.left:
