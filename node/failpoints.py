@@ -9,7 +9,8 @@ from p2pcoord.peer_settings import COMPACT_AFTER_BYTES
 
 
 def compact_after_bytes() -> int:
-    """The size from which the log is rewritten; P2PCOORD_COMPACT_AFTER_BYTES lets a test see that within seconds."""
+    """The size from which the log is rewritten; P2PCOORD_COMPACT_AFTER_BYTES lets a test see that within seconds (0: at every
+    certificate)."""
     return int(os.environ.get("P2PCOORD_COMPACT_AFTER_BYTES", COMPACT_AFTER_BYTES))
 
 

@@ -134,6 +134,7 @@ class Peer:
             self.neighbours.tell(self.work.local_progress(), now)
         else:
             self.work.certified(known, now)
+        self._compaction.certified(known)
         self.neighbours.follow(self.agreement.committee.everyone, now)
         self.admissions.wake(now)
         self.duty.begin(now)
@@ -389,14 +390,15 @@ class Peer:
             self.duty.begin(now)
         self.work.certified(records, now)
         self.neighbours.tell(self.work.local_progress(), now)
+        self._compaction.certified(records)
         if self._compaction.due:
-            self._compact()
+            self._rewrite_log()
 
-    def _compact(self) -> None:
+    def _rewrite_log(self) -> None:
         kept, progress = self.work.frames(), self.work.local_progress()
         steps = progress.steps if progress is not None else 0
         steps -= sum(frame.header.steps for frame in kept if isinstance(frame, Slot))
-        self._compaction.compact([Life(self.incarnation, steps), *kept])
+        self._compaction.rewrite([Life(self.incarnation, steps), *kept])
 
     def _tell(self, record: Record, *, late: bool) -> None:
         """`late`: it came with several rounds, so it is history, and no news."""

@@ -81,6 +81,8 @@ class Router(GossipSub):
     async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
         await super().publish(msg_forwarder, pubsub_msg)
         self.recent_message_deliveries.clear()  # grows with every message and is read only by adaptive gossip
+        # A thousand whole messages, to find an author that uses a number twice: ours are records whose certificate is checked.
+        self.equivocation_detection.clear()
 
 
 class Announcements(Pubsub):

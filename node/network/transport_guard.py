@@ -267,6 +267,14 @@ class GuardedYamux(Yamux):
             self.socket_stream.abort()
             raise ConnectionClosedError("a window update could not be written", transport="tcp")
 
+    async def read_stream(self, stream_id: int, n: int = -1) -> bytes:
+        try:
+            return await super().read_stream(stream_id, n)
+        finally:
+            # A read that was waiting when its stream ended has just put a new event in the place of the removed one.
+            if stream_id not in self.streams:
+                self.stream_events.pop(stream_id, None)
+
     async def _read_data_body(self, length: int) -> bytes:
         buffered = sum(len(buffer) for buffer in self.stream_buffers.values())
         if length > MAX_YAMUX_FRAME_BYTES:

@@ -22,7 +22,6 @@ Genesis is height 0, term 0, signed by the founder. It needs no certificate: its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 from p2pcoord.consensus.quorum import Committee
 from p2pcoord.consensus.record import (
@@ -84,8 +83,11 @@ class Ledger:
         self.certificates: dict[int, Certificate] = {}
         self._newest_round = 0
         """Height of the newest certified round; genesis is what version 0 is made of."""
-        self._compacted = 0
-        """Up to where bodies and certificates were dropped already."""
+        self.compacted = 0
+        """Up to where bodies of rounds, and certificates that nobody needs, were dropped already."""
+        self._spaced = 0
+        self._spaced_bytes = 0
+        """The newest certificate kept in that part, and the size of the records after it."""
         self._committees: list[tuple[int, Committee]] = [(0, Committee((body.founder,)))]
         self._openings: list[tuple[int, Header]] = [(0, header)]
 
@@ -175,24 +177,26 @@ class Ledger:
         """Drops the bodies of rounds at or below `height` (certified), and certificates that nobody needs to be shown.
 
         All headers and all other records stay: they are what a joiner verifies from genesis. Of the certificates enough stay
-        that every batch of records can end with one.
+        that every batch of records can end with one. Costs as much as there is newly to drop.
         """
-        top = min(height, self.certified)
-        start, self._compacted = self._compacted, max(top, self._compacted)
-        for at in range(start + 1, top + 1):
+        while self.compacted < min(height, self.certified):
+            self.compacted = at = self.compacted + 1
             record = self.records[at]
             if record.header.kind == "round" and record.body is not None:
-                self.records[at] = Record(record.header, None)
-        # Below, enough was dropped already; the last certificate kept there may be superfluous now.
-        dense = [at for at in sorted(self.certificates) if at > start]
-        kept = max((at for at in self.certificates if at <= start), default=0)
-        size_to = dict(enumerate(accumulate(len(encode(r)) for r in self.records[kept:]), kept))
-        for at, after in pairwise(dense):
-            far = after - kept > CERTIFICATE_SPACING or size_to[after] - size_to[kept] > BATCH_BYTES
-            if at > height or far:
-                kept = at
-            else:
+                self.records[at] = record = Record(record.header, None)
+            self._spaced_bytes += len(encode(record))
+            if at in self.certificates:
+                self._space(at)
+
+    def _space(self, at: int) -> None:
+        """Drops the certificate at `at` if a batch reaches from the one before it to the one after it."""
+        after = next((h for h in range(at + 1, self.certified + 1) if h in self.certificates), None)
+        if after is not None and after - self._spaced <= CERTIFICATE_SPACING:
+            between = sum(len(encode(record)) for record in self.records[at + 1 : after + 1])
+            if self._spaced_bytes + between <= BATCH_BYTES:
                 del self.certificates[at]
+                return
+        self._spaced, self._spaced_bytes = at, 0
 
     # Growing
 

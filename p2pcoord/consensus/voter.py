@@ -147,9 +147,8 @@ class Voter:
     def first_frames(self) -> list[Frame]:
         return [Owner(self.me, self.authority.run), Appended(self.ledger.records[0])]
 
-    def compacted_frames(self, height: int) -> list[Frame]:
-        """Compacts the ledger up to `height`; the frames that are enough to go on from here."""
-        self.ledger.compact(height)
+    def compacted_frames(self) -> list[Frame]:
+        """The frames that are enough to go on from here."""
         frames = self.first_frames()
         if self.term:
             frames.append(Standing(self.term, self.voted_for, self.voted_last, self.proof))

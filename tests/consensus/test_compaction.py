@@ -50,7 +50,8 @@ def test_a_compacted_log_has_the_same_chain_and_fewer_bytes(lived: tuple[Record,
     genesis, frames = lived
     voter = voter_of(genesis, frames)
     before = list(voter.ledger.hashes)
-    compacted = voter.compacted_frames(voter.ledger.certified - 20)
+    voter.ledger.compact(voter.ledger.certified - 20)
+    compacted = voter.compacted_frames()
     again = voter_of(genesis, compacted)
     assert again.ledger.hashes == before
     assert again.ledger.certified == voter.ledger.certified
@@ -61,7 +62,7 @@ def test_a_compacted_log_has_the_same_chain_and_fewer_bytes(lived: tuple[Record,
 def test_only_bodies_of_old_rounds_go(lived: tuple[Record, list[Frame]]) -> None:
     voter = voter_of(*lived)
     height = voter.ledger.certified - 20
-    voter.compacted_frames(height)
+    voter.ledger.compact(height)
     for at, record in enumerate(voter.ledger.records):
         is_old_round = record.header.kind == "round" and at <= height
         assert (record.body is None) == is_old_round
@@ -71,11 +72,21 @@ def test_only_bodies_of_old_rounds_go(lived: tuple[Record, list[Frame]]) -> None
 
 def test_every_batch_still_ends_with_a_certificate(lived: tuple[Record, list[Frame]]) -> None:
     voter = voter_of(*lived)
-    voter.compacted_frames(voter.ledger.certified - 20)
+    voter.ledger.compact(voter.ledger.certified - 20)
     heights = sorted(voter.ledger.certificates)
     gaps = [after - before for before, after in zip([0, *heights], heights, strict=False)]
     assert max(gaps) <= CERTIFICATE_SPACING < BATCH_RECORDS
     assert heights[-1] == voter.ledger.certified
+
+
+def test_step_by_step_as_much_is_dropped_as_at_once(lived: tuple[Record, list[Frame]]) -> None:
+    step_by_step, at_once = voter_of(*lived).ledger, voter_of(*lived).ledger
+    for height in range(at_once.certified - 20):
+        step_by_step.compact(height + 1)
+    at_once.compact(at_once.certified - 20)
+    assert step_by_step.records == at_once.records
+    assert step_by_step.certificates == at_once.certificates
+    assert len(at_once.certificates) < 20 + ROUNDS / CERTIFICATE_SPACING + 5
 
 
 def test_what_one_certificate_covers_fits_one_message_however_large_its_records() -> None:
@@ -104,21 +115,22 @@ def test_the_vote_and_the_proof_of_the_term_stay(lived: tuple[Record, list[Frame
     genesis, frames = lived
     proof = next(f.certificate for f in reversed(frames) if isinstance(f, Certified))
     voter = voter_of(genesis, [*frames, Standing(1, peer_id("B"), b"l" * 32, proof)])
-    again = voter_of(genesis, voter.compacted_frames(voter.ledger.certified))
+    voter.ledger.compact(voter.ledger.certified)
+    again = voter_of(genesis, voter.compacted_frames())
     assert (again.term, again.voted_for, again.voted_last, again.proof) == (1, peer_id("B"), b"l" * 32, proof)
 
 
 def test_what_is_not_certified_is_never_dropped(lived: tuple[Record, list[Frame]]) -> None:
     genesis, frames = lived
     voter = voter_of(genesis, frames[:-1])  # the last record without its certificate
-    voter.compacted_frames(voter.ledger.height + 5)
+    voter.ledger.compact(voter.ledger.height + 5)
     assert voter.ledger.records[-1].body is not None
 
 
 def test_a_chain_whose_old_bodies_are_gone_is_still_checked(lived: tuple[Record, list[Frame]]) -> None:
     genesis, frames = lived
     voter = voter_of(genesis, frames)
-    voter.compacted_frames(voter.ledger.certified - 20)
+    voter.ledger.compact(voter.ledger.certified - 20)
     at = voter.ledger.certified - 50
     forged = msgspec.structs.replace(voter.ledger.records[at].header, body=bytes(32))
     records = [*voter.ledger.records[1:at], Record(forged, None), *voter.ledger.records[at + 1 :]]

@@ -138,7 +138,7 @@ def test_a_certified_record_in_place_of_one_of_the_same_term_is_evidence_and_end
     assert world.accused("B") == {A}
     voter = world.peer("B").agreement.voter
     assert voter.contradicted is not None
-    frames: list[AnyFrame] = voter.compacted_frames(0)  # type: ignore[assignment]
+    frames: list[AnyFrame] = voter.compacted_frames()  # type: ignore[assignment]
     again = Voter(authority_of("B"), Outbox(B), world.peer("B").genesis)
     again.restore(frames)
     assert again.contradicted == voter.contradicted

@@ -440,6 +440,7 @@ class Network:
         commits = self.commits()
         counted: dict[tuple[int, int], tuple[int, str]] = {}
         states: dict[int, bytes] = {}
+        rounds: dict[int, Round] = {}
         for node in self.nodes:
             if not (node.directory / "log").exists():
                 continue
@@ -462,21 +463,24 @@ class Network:
                 if body.version in commits:
                     told = commits[body.version]["contributors"]
                     assert set(told) == {one.contributor for one in body.contributors}, body.version
-            if self.workload == CENSUS:
-                self.check_model(node)
+            rounds |= {body.version: body for body in bodies}
+        if self.workload == CENSUS:
+            for node in self.nodes:
+                self.check_model(node, rounds)
 
-    def check_model(self, node: Node) -> None:
-        """The model of the census has in each member's parameter the sum of its weights in all rounds, and nothing else."""
+    def check_model(self, node: Node, rounds: Mapping[int, Round]) -> None:
+        """The model of the census has in each member's parameter the sum of its weights in all `rounds`, and nothing else."""
         indices = {other.peer_id: other.index for other in self.nodes}
         try:
             version, values = node.model()
         except FileNotFoundError:  # it has not come so far yet
             return
+        gone = [number for number in range(1, version + 1) if number not in rounds]
+        assert not gone, f"to check version {version} of {node.name}, no log holds what went into {gone}"
         expected = np.zeros_like(values)
-        for body in node.rounds():
-            if body.version <= version:
-                for one in body.contributors:
-                    expected[indices[one.contributor]] += np.float32(one.weight)
+        for number in range(1, version + 1):
+            for one in rounds[number].contributors:
+                expected[indices[one.contributor]] += np.float32(one.weight)
         assert np.allclose(values, expected, atol=1e-4 * max(version, 1)), (
             f"version {version} of {node.name} holds {values[: len(self.nodes) + 1]}, "
             f"its records say {expected[: len(self.nodes) + 1]}"

@@ -40,6 +40,21 @@ async def test_two_sources_share_the_work_and_every_byte_is_accounted_for() -> N
 
 
 @pytest.mark.trio
+async def test_nothing_of_a_transfer_that_is_over_stays_in_the_connections() -> None:
+    with trio.fail_after(20):
+        async with fetcher_and_sources(Held()) as (fetcher, sources):
+            ends = fetcher._links[sources[0].peer_id][0].muxer, sources[0]._links[fetcher.peer_id][0].muxer
+            for _ in range(10):
+                await fetch(fetcher, REF, ids(sources), Sinks())
+            for muxer in ends:
+                # Messages, gossip in both directions; the last transfer is just ending.
+                while len(muxer.streams) > 5:  # noqa: ASYNC110  # a connection's streams have no event
+                    await trio.sleep(0.01)
+                assert set(muxer.stream_events) <= set(muxer.streams)
+                assert set(muxer.stream_buffers) <= set(muxer.streams)
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1])
 async def test_any_size_arrives(size: int) -> None:
     content = os.urandom(size)

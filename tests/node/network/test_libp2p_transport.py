@@ -746,6 +746,22 @@ async def test_an_announcement_reaches_who_is_not_connected_to_its_author() -> N
 
 
 @pytest.mark.trio
+async def test_a_node_that_announces_and_hears_much_keeps_the_last_seconds_of_it_only() -> None:
+    with trio.fail_after(30):
+        async with linked() as (a, b):
+            for number in range(20):
+                await trio.sleep(1.2 if number == 0 else 0)  # a heartbeat, for the mesh to form
+                await a.announce(b"record %d" % number)
+                await announced(b)
+            for transport in (a, b):
+                router = transport._announcements.gossip
+                assert not router.equivocation_detection
+                assert not router.recent_message_deliveries
+                # What others may still ask for goes with the next heartbeats.
+                await eventually(lambda router=router: not router.mcache.msgs)  # type: ignore[misc]
+
+
+@pytest.mark.trio
 async def test_malformed_gossip_is_counted_and_gossip_goes_on() -> None:
     with trio.fail_after(20):
         async with linked() as (a, b):
