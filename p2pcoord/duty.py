@@ -66,6 +66,6 @@ class Duty:
         gone = self._admissions.gone()
         candidates = self._neighbours.voter_candidates({*agreement.committee.everyone, *gone})
         agreement.tend_committee(candidates, gone, now)
-        due = 0 < self._rotation_rounds <= agreement.rounds_in_term()
+        due = self._rotation_rounds > 0 and agreement.made_in_term(self._rotation_rounds)
         if work.idle and (due or self._admissions.leaving):
             agreement.rotate(now)

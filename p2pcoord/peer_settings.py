@@ -8,8 +8,7 @@ from p2pcoord.consensus.voter import Timing
 from p2pcoord.gossip.records import CapabilityProfile
 from p2pcoord.rounds.setting import Rules
 
-# The log is rewritten when it holds this much: some 400 rounds of a few members. What it holds lies in memory as well, twice as
-# large, so this bounds how far a node grows between two rewrites.
+# The log is rewritten when it holds this much: some 650 rounds of four members.
 COMPACT_AFTER_BYTES = 2 << 20
 
 
@@ -42,8 +41,8 @@ class PeerSettings(msgspec.Struct, frozen=True):
     program_version: str = ""
     compact_after_bytes: int = COMPACT_AFTER_BYTES
     kept_bodies: int = 256
-    """Rounds whose bodies stay when the log is compacted: what metrics and history show after a restart, and what a member
-    that was away for an hour is told of."""
+    """Newest rounds whose bodies stay, in memory and in a log that is rewritten: what a member that was away is told of, and
+    what metrics and history show at least after a restart."""
     minimum_memory_bytes: int = 0
     """What the run asks of a joiner's device."""
     trusted: tuple[int, bytes] | None = None

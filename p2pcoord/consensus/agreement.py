@@ -171,15 +171,17 @@ class Agreement:
     def propose(self, body: AnyBody) -> int | None:
         return self.replication.propose(body)
 
-    def rounds_in_term(self) -> int:
-        """Rounds certified under this peer's present term."""
-        ledger = self.voter.ledger
-        count = 0
-        for record in reversed(ledger.records[: ledger.certified + 1]):
-            if record.header.term != self.voter.term:
+    def made_in_term(self, rounds: int) -> bool:
+        """Whether so many rounds (1 or more) were certified under this peer's present term."""
+        ledger, count = self.voter.ledger, 0
+        for height in range(ledger.certified, 0, -1):
+            header = ledger.records[height].header
+            if header.term != self.voter.term:
                 break
-            count += record.header.kind == Round.__struct_config__.tag
-        return count
+            count += header.kind == Round.__struct_config__.tag
+            if count == rounds:
+                return True
+        return False
 
     def rotate(self, now: int) -> bool:
         """Hands the duty to the next fit voter in the committee's order. False when there is none."""

@@ -1,5 +1,6 @@
 """The rounds of a run through whole peers: both sides together, over deaths, changes of the duty and restarts."""
 
+import msgspec
 import pytest
 
 from p2pcoord.consensus.record import Round
@@ -191,3 +192,24 @@ def test_local_steps_go_on_after_a_restart_and_after_a_compaction() -> None:
     again = Rounds(world.rounds("B").setting)
     again.restore((), decode_frames(persist.frames), frozenset(), 0)
     assert again.local_progress().steps == before
+
+
+def test_a_peer_forgets_the_bodies_of_old_rounds_as_it_goes_and_again_after_a_restart() -> None:
+    def forgotten() -> list[bool]:
+        ledger = world.peer("B").agreement.voter.ledger
+        return [record.body is None for record in ledger.records if record.header.kind == "round"]
+
+    world = RoundWorld()
+    world.execute("committee A B C rounds=6")
+    machine = world.machines["B"]
+    machine.settings = msgspec.structs.replace(machine.settings, kept_bodies=2)
+    world.execute("crash B")
+    world.execute("restart B")
+    world.execute("begin A")
+    world.execute("run 2s")
+    assert forgotten() == [True] * 4 + [False] * 2
+    assert [metrics.version for metrics in world.rounds("B").metrics] == [1, 2, 3, 4, 5, 6]
+    world.execute("crash B")
+    world.execute("restart B")
+    assert forgotten() == [True] * 4 + [False] * 2
+    assert [metrics.version for metrics in world.rounds("B").metrics] == [1, 2, 3, 4, 5, 6]
