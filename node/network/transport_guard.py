@@ -26,6 +26,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable
 
 import trio
@@ -47,7 +48,13 @@ from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, TYPE_WINDOW_UPDATE, Yamux
+from libp2p.stream_muxer.yamux.yamux import (
+    DEFAULT_WINDOW_SIZE,
+    HEADER_SIZE,
+    TYPE_WINDOW_UPDATE,
+    YAMUX_HEADER_FORMAT,
+    Yamux,
+)
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 
 from node.storage.identity_key import IdentityKey
@@ -73,6 +80,10 @@ MAX_BUFFERED_BYTES = 32 * 1024 * 1024
 
 # The beginning of a Yamux frame that does nothing but enlarge a window: version, type, no flags (`_write_frame`).
 WINDOW_UPDATE = bytes((0, TYPE_WINDOW_UPDATE, 0, 0))
+
+# py-libp2p 0.8.1 sends one for every other small read, whatever PY_YAMUX_RELEASE_ON_READ says. Below an eighth of the smallest
+# window they are saved up: the other end always has the rest of it, and half of all frames are not sent.
+WINDOW_UPDATE_BYTES = DEFAULT_WINDOW_SIZE // 8
 
 # It waits behind a frame of 64 KiB at most, which takes longer than this only where nothing moves any more.
 WINDOW_UPDATE_TIMEOUT_S = 15.0
@@ -243,6 +254,8 @@ class GuardedYamux(Yamux):
         self.lost = trio.Event()
         self.inbound_streams = 0
         self._on_violation = on_violation
+        self._saved_up: dict[int, int] = {}
+        """Stream -> bytes by which its window is larger than the other end was told."""
 
     def decide(self, *, admitted: bool) -> None:
         if not self.decided.is_set():
@@ -259,6 +272,14 @@ class GuardedYamux(Yamux):
         if len(data) != HEADER_SIZE or not data.startswith(WINDOW_UPDATE):
             await super()._write_frame(data)
             return
+        *_, stream_id, increment = struct.unpack(YAMUX_HEADER_FORMAT, data)
+        increment += self._saved_up.pop(stream_id, 0)
+        if increment < WINDOW_UPDATE_BYTES:
+            self._saved_up[stream_id] = increment
+            for ended in self._saved_up.keys() - self.streams.keys():
+                del self._saved_up[ended]
+            return
+        data = WINDOW_UPDATE + struct.pack("!II", stream_id, increment)
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + WINDOW_UPDATE_TIMEOUT_S
         ) as scope:  # inside of somebody's read: if that is cancelled, the frame must still leave whole
@@ -398,7 +419,7 @@ async def end_stream(stream: INetStream, *, gracefully: bool, timeout_s: float =
 
 def prepare_libp2p() -> None:
     """Process-wide settings that py-libp2p needs before its first host."""
-    # Window updates for every read cost 30% of gossip's CPU; without it they go out for every half window.
+    # Window updates for every read cost 30% of gossip's CPU (see WINDOW_UPDATE_BYTES).
     os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
     # py-libp2p logs through the root logger's functions, which call basicConfig() when root has no handler, and through
     # "libp2p", whose warnings Python prints to stderr when it has none. What matters we count and tell ourselves.

@@ -15,6 +15,7 @@ from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.network.stream.net_stream import NetStream
+from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, Yamux
 
 import node.network.transport_guard
 from node.network.announcements import check_announcement
@@ -35,6 +36,7 @@ from node.network.transport_events import (
 )
 from node.network.transport_guard import (
     HANDSHAKE_BYTES,
+    WINDOW_UPDATE,
     BoundedStream,
     GuardedYamux,
     noise_transport,
@@ -452,6 +454,29 @@ async def test_a_slow_consumer_slows_the_sender_and_loses_nothing() -> None:
             await trio.sleep(0.3)
             assert a._take.statistics().current_buffer_used == 4
             assert [int((await next_of(a, Received)).frame) for _ in range(200)] == list(range(200))
+
+
+@pytest.mark.trio
+async def test_small_messages_cost_few_window_updates_and_the_window_never_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    updates = 0
+    write = Yamux._write_frame
+
+    async def counting(muxer: Yamux, data: bytes) -> None:
+        nonlocal updates
+        updates += len(data) == HEADER_SIZE and data.startswith(WINDOW_UPDATE)
+        await write(muxer, data)
+
+    monkeypatch.setattr(Yamux, "_write_frame", counting)
+    with trio.fail_after(30):
+        async with linked() as (a, b):
+            for number in range(1000):  # a MiB: four times the window
+                assert b.send(a.peer_id, b"%1024d" % number)
+                assert int((await next_of(a, Received)).frame) == number
+                assert a.send(b.peer_id, b"yes")
+                await next_of(b, Received)
+    assert 0 < updates < 100
 
 
 @pytest.mark.trio
