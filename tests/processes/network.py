@@ -441,6 +441,7 @@ class Network:
         counted: dict[tuple[int, int], tuple[int, str]] = {}
         states: dict[int, bytes] = {}
         rounds: dict[int, Round] = {}
+        models = self.models()  # before the logs, which go on and are never behind
         for node in self.nodes:
             if not (node.directory / "log").exists():
                 continue
@@ -464,17 +465,20 @@ class Network:
                     told = commits[body.version]["contributors"]
                     assert set(told) == {one.contributor for one in body.contributors}, body.version
             rounds |= {body.version: body for body in bodies}
-        if self.workload == CENSUS:
-            for node in self.nodes:
-                self.check_model(node, rounds)
+        for node, (version, values) in models.items():
+            self.check_model(node, version, values, rounds)
 
-    def check_model(self, node: Node, rounds: Mapping[int, Round]) -> None:
+    def models(self) -> dict[Node, tuple[int, np.ndarray]]:
+        """The version and the parameters of each node's census, where it has come so far."""
+        found = {}
+        for node in self.nodes if self.workload == CENSUS else ():
+            with suppress(FileNotFoundError):
+                found[node] = node.model()
+        return found
+
+    def check_model(self, node: Node, version: int, values: np.ndarray, rounds: Mapping[int, Round]) -> None:
         """The model of the census has in each member's parameter the sum of its weights in all `rounds`, and nothing else."""
         indices = {other.peer_id: other.index for other in self.nodes}
-        try:
-            version, values = node.model()
-        except FileNotFoundError:  # it has not come so far yet
-            return
         gone = [number for number in range(1, version + 1) if number not in rounds]
         assert not gone, f"to check version {version} of {node.name}, no log holds what went into {gone}"
         expected = np.zeros_like(values)
