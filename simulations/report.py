@@ -55,6 +55,8 @@ class Summary(msgspec.Struct):
     violated: tuple[tuple[int, str], ...]
     """(seed, what), of at most MAX_SHOWN seeds."""
     coverage: Coverage
+    fault_kinds: int
+    """Kinds of faults that came about in the seed with the fewest."""
 
 
 MAX_SHOWN = 100
@@ -98,6 +100,7 @@ def summary_of(reports: list[Report], wall_s: float) -> Summary:
         len(reports),
         tuple(violated[:MAX_SHOWN]),
         coverage,
+        min((len(report.coverage.faults) for report in reports), default=0),
     )
 
 
@@ -111,4 +114,5 @@ def headline(summary: Summary) -> str:
         f"{counted(summary.seeds, 'seed')}, {summary.events} events, "
         f"{summary.virtual_s:.0f} virtual seconds in {summary.wall_s:.1f} s\n"
         f"{counted(summary.violations, 'violation')}; at least version {summary.committed_version}"
+        f" and {counted(summary.fault_kinds, 'kind')} of faults in every seed"
     )

@@ -22,6 +22,7 @@ from p2pcoord.consensus.quorum import Committee
 from p2pcoord.errors import UserError
 from p2pcoord.identity import Authority
 from p2pcoord.peer import Peer
+from p2pcoord.rounds.rounds import Rounds
 from simulations.adversary import INTERVAL_NS, Adversary
 from simulations.faults import FAMILIES, Fault, draw_faults
 from simulations.machine import Machine
@@ -100,6 +101,8 @@ class Director:
         self._adversary: Adversary | None = None
         self.done: dict[str, int] = {}
         """Faults that were carried out, by kind."""
+        self._holders: set[str] = set()
+        """Machines that were seen to hold the state of the version by which all are to be the same, or of a later one."""
 
     def play(self) -> None:
         """The whole run; what is wrong is in `world.invariants.violations`."""
@@ -127,8 +130,9 @@ class Director:
             return
         world.open = False
         target = 0 if scenario.work == "steady" else len(accounts.chain) - 1
-        if not self._reached(lambda: not self._differences(target), SETTLE_WITHIN_NS):
-            accounts.violated("agreement", self._differences(target))
+        version = accounts.version
+        if not self._reached(lambda: not self._differences(target, version), SETTLE_WITHIN_NS):
+            accounts.violated("agreement", self._differences(target, version))
 
     def _reached(self, goal: Callable[[], bool], within_ns: int) -> bool:
         """Whether the goal is reached in time; True too when something else is violated already."""
@@ -138,8 +142,9 @@ class Director:
             world.run(min(world.now + SECOND // 10, deadline))
         return goal() or bool(world.invariants.violations)
 
-    def _differences(self, target: int) -> str:
-        """Who has not certified up to `target`; 0: all that is certified, and nothing else in its log ("" when all have)."""
+    def _differences(self, target: int, version: int) -> str:
+        """Who has not certified up to `target` (0: all that is certified, and nothing else in its log), or where rounds are real
+        never held the state of `version` or of a later one ("" when all have)."""
         top = target or len(self.world.invariants.chain) - 1
         told = []
         for machine in self.world.machines.values():
@@ -151,7 +156,18 @@ class Director:
             there = ledger.certified >= top if target else ledger.certified == ledger.height == top
             if not (there and machine.peer.is_member):
                 told.append(f"{machine.name} at {ledger.certified}/{ledger.height}")
+            elif not self._has_held(machine, version):
+                told.append(f"{machine.name} without the state of version {version}")
         return f"certified up to {top}, but {', '.join(told)}" if told else ""
+
+    def _has_held(self, machine: Machine, version: int) -> bool:
+        """While rounds go on, a member lacks the newest state for moments: once is enough."""
+        work = machine.peer.work if machine.peer is not None else None
+        if not isinstance(work, Rounds):
+            return True
+        if work.participant.version >= version and work.participant.held:
+            self._holders.add(machine.id)
+        return machine.id in self._holders
 
     # Choosing
 
@@ -209,8 +225,13 @@ class Director:
         span = int(fault.for_s * SECOND)
         if not chosen:
             return
-        self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
         world = self.world
+        if fault.kind not in (
+            "crash-after-send",
+            "crash-at-phase",
+            "disk-loss",
+        ):  # these come about later, or not at all
+            self._came_about(fault)
         match fault.kind:
             case "crash":
                 for machine in chosen:
@@ -230,6 +251,7 @@ class Director:
                     world.later(span, world.start, machine)
             case "disk-loss":
                 if self._expendable(chosen[0]):
+                    self._came_about(fault)
                     world.lose_disk(chosen[0])
                     world.later(span, self._join, self._new_name())
             case "join":
@@ -266,6 +288,9 @@ class Director:
                 side = random.sample(voters, random.randint(0, max(0, (len(voters) - 1) // 2)))
                 self._cut([*side, coordinator] if coordinator is not None else side, span, both=True)
 
+    def _came_about(self, fault: Fault) -> None:
+        self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
+
     def _crash(self, machine: Machine, down_ns: int) -> None:
         self.world.crash(machine)
         self.world.later(down_ns, self.world.start, machine)
@@ -279,6 +304,7 @@ class Director:
             return
         self._phases.remove(due)
         fault = due[0]
+        self._came_about(fault)
         down = max(int(fault.for_s * SECOND), 1)
         if fault.after_ms == 0:
             machine.doomed = True
@@ -300,6 +326,7 @@ class Director:
                 return False
             left -= 1
             if left == 0:
+                self._came_about(fault)
                 self.world.later(max(down_ns, 1), self.world.start, machine)
             return left == 0
 
