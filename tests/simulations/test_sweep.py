@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from p2pcoord.effects import Failed, Fetch, Step
 from p2pcoord.errors import UserError
 from simulations import scenarios as scenario_folder
-from simulations.faults import FAMILIES, RARE_MESSAGES, RAREST_MESSAGES, draw_faults
-from simulations.scenario import WorkName, draw_scenario, load_scenario
+from simulations.faults import FAMILIES, RARE_MESSAGES, RAREST_MESSAGES, Fault, draw_faults
+from simulations.machine import Machine
+from simulations.network import MILLISECOND
+from simulations.scenario import Scenario, WorkName, draw_scenario, load_scenario
 from simulations.sweep import parse_range, run_scenario, run_seed, simulate
+from simulations.training import Training
 
 SCENARIOS = sorted(Path(next(iter(scenario_folder.__path__))).glob("*.toml"))
 
@@ -52,6 +56,35 @@ def test_the_same_world_stands_on_real_ed25519_signatures() -> None:
     report = run_scenario(5, scenario, real=True)
     assert report.violations == ()
     assert report.committed_version >= 10
+
+
+def test_a_member_that_never_comes_to_hold_the_state_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, fetch = Training._step, Training._fetch
+
+    def broken(self: Training, machine: Machine, effect: Step | Fetch) -> None:
+        if machine.name == "m2" and (isinstance(effect, Step) or effect.purpose == "state"):
+            self._later(machine, effect.id, MILLISECOND, lambda: Failed("broken"))
+        elif isinstance(effect, Step):
+            step(self, machine, effect)
+        else:
+            fetch(self, machine, effect)
+
+    monkeypatch.setattr(Training, "_step", broken)
+    monkeypatch.setattr(Training, "_fetch", broken)
+    report = run_seed(1, peers=5, faults="none", rounds=5)
+    assert [text for text in report.violations if "m2 without the state" in text]
+
+
+def test_only_faults_that_came_about_are_counted() -> None:
+    # One of two is needed for a quorum: its disk is not lost.
+    faults = (
+        Fault(6.0, "disk-loss"),
+        Fault(6.0, "crash-at-phase", phase="no-such-phase"),
+        Fault(7.0, "freeze"),
+    )
+    report = run_scenario(1, Scenario(peers=2, faults=faults))
+    assert report.coverage.faults == {"freeze": 1}
+    assert report.violations == ()
 
 
 def test_one_peer_alone_is_a_run() -> None:
