@@ -1,6 +1,7 @@
 """How long a network of four real nodes takes to go on after a death: seconds from the blow to the next certificate.
 
-    python -m benchmarks.recovery coordinator    20 coordinators killed at random moments, `text` at default settings
+    python -m benchmarks.recovery coordinator    20 coordinators killed at random moments, all times at their defaults, `text` in
+                                                 rounds of 5 local steps
     python -m benchmarks.recovery transfer       10 members killed while updates of 10 MB move
     python -m benchmarks.recovery frozen         10 members frozen for 20 s (SIGSTOP), with updates of 10 MB
 

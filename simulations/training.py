@@ -41,7 +41,7 @@ from simulations.randomness import stream
 from simulations.world import World
 
 STALL_NS = 3 * SECOND
-"""A source that sends nothing for so long is given up (the node's transfer has the same patience)."""
+"""A source that sends nothing for so long is given up (a node waits 2.5 s for a round's content and 4 s for a state)."""
 
 COMPUTE_NS = 3 * MILLISECOND
 """Combine, step, validate: memory bandwidth on a small state."""

@@ -7,7 +7,8 @@ Computation" (1990), with the time-out and the straggler policies of the specifi
     extend      wait once more as long, then leave out
     reassign    give what is missing to those who are done, wait once more as long, then leave out
 
-Whatever the policy, a round never closes with less than the minimum share of its assignments: then it waits on.
+Whatever the policy, a round never closes with less than the minimum share of its assignments: what is missing is then given to
+those who are done, and it waits on.
 """
 
 from __future__ import annotations
