@@ -108,7 +108,7 @@ class Synchronization(Section, frozen=True):
         Literal["leave_out", "extend", "reassign"],
         _says(
             "what happens to a member that is late: leave_out closes without it, extend waits once more as long, reassign gives "
-            "its assignment to others",
+            "its assignment to others (so do all three while less than `minimum_share` has arrived)",
             "one slow machine must not hold the others; what it computed is not needed for the next round",
         ),
     ] = "leave_out"
