@@ -18,6 +18,8 @@ PYTHON ?=
 TORCH ?= torch==2.13.0
 NODES ?= 4
 RUN_DIR ?= p2pcoord-cluster/$(shell date +%Y%m%d-%H%M%S)
+# Test files run at once by `make test`; each may start several processes.
+JOBS ?= 2
 # Simulation sweeps of test-long, as peers:seeds; about a quarter of an hour on two free cores.
 SWEEPS ?= 5:1..60 9:1..20 15:1..6 25:1..2
 
@@ -33,7 +35,7 @@ WHEELS := --only-binary=:all: --no-binary=python-baseconv,varint --no-build-isol
 run: $(INSTALLED)
 	$(BIN)/p2pcoord cluster --nodes $(NODES) --workload text --data-dir $(RUN_DIR)
 	@echo "For comparison, without a network: a trigram table, and nodes that each train alone on their share for as many steps."
-	$(BIN)/python benchmarks/text_alone.py --controls --replicas $(NODES)
+	$(BIN)/python -m benchmarks.text_alone --controls --replicas $(NODES)
 
 test: lint format-check types imports tests
 
@@ -60,7 +62,7 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 
 tests: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 install: $(INSTALLED)
 

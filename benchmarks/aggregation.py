@@ -1,6 +1,6 @@
 """How fast rules combine, beside ByzFL and beside memory, in one run.
 
-    python benchmarks/aggregation.py [--updates 16] [--millions 10] [--f 3] [--repeats 3] [--threads 1] [--cpu]
+    python -m benchmarks.aggregation [--updates 16] [--millions 10] [--f 3] [--repeats 3] [--threads 1] [--cpu]
                                     [--rules median krum]
 
 ByzFL is compared with where it is installed (pip install --no-deps byzfl==0.0.11, with scipy beside it); without it the last
@@ -30,12 +30,9 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from p2pcoord.aggregation import aggregate
 from p2pcoord.errors import UserError

@@ -1,6 +1,6 @@
 """How fast sums and outer steps are, as a share of copying memory on the same machine in the same run.
 
-    python benchmarks/combine.py [--megabytes 256] [--inputs 5] [--repeats 5] [--directory DIR]
+    python -m benchmarks.combine [--megabytes 256] [--inputs 5] [--repeats 5] [--directory DIR]
 
 MB/s counts the bytes of all vectors that an operation has to read and write once: a sum of n vectors n + 1, a copy two, a
 step with Nesterov momentum five (parameters, gradient, slot; parameters, slot), with Adam seven. So a ratio of 1.0 is as

@@ -1,6 +1,6 @@
 """How fast vectors are compressed and read back on one core, how small they get, and how far that is from memory's limit.
 
-    python benchmarks/compression.py [--megabytes 64] [--repeats 3] [--only KIND] [--cpu-time]
+    python -m benchmarks.compression [--megabytes 64] [--repeats 3] [--only KIND] [--cpu-time]
 
 MB/s counts the float32 bytes of the vector. `of bound` is the share of what the memory could do: the bytes that have to be
 read and written once (vector, residual and what is kept, four bytes an element each; the wire), at the speed of a large copy

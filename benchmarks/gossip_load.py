@@ -1,6 +1,6 @@
 """Bytes per second that a resting peer sends, at 5 and at 100 peers, in the virtual world.
 
-    python benchmarks/gossip_load.py [--peers 5 100] [--rest-s 60] [--seed 1]
+    python -m benchmarks.gossip_load [--peers 5 100] [--rest-s 60] [--seed 1]
 
 Peers join, those who are there train a few real rounds on the quadratic workload, and rest: the run is over. Then every byte
 of every message that a peer sends (gossip, probes, heartbeats, catch-up; announcements once per receiver) is counted for a

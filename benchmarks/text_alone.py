@@ -1,6 +1,6 @@
 """What the built-in workload `text` can reach, without any network: four replicas, each alone on its share, and a trigram table.
 
-    python benchmarks/text_alone.py [--controls] [--rounds N] [--replicas N] [--local-steps N] [--learning-rate X]
+    python -m benchmarks.text_alone [--controls] [--rounds N] [--replicas N] [--local-steps N] [--learning-rate X]
 
 All three are measured on the same validation text. The replicas run one after the other in this process, with the trainer's
 own training, the layout's files and the run's outer step, so this is what a run without faults computes. The control is as
@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,8 +27,6 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from node.training.local_training import LocalTraining
 from node.training.text_workload import VALIDATION_SHARE, Text

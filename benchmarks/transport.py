@@ -1,4 +1,4 @@
-"""Figures of the transport on this machine: python benchmarks/transport.py [--megabytes 10 100]
+"""Figures of the transport on this machine: python -m benchmarks.transport [--megabytes 10 100]
 
 Every peer is a process of its own on 127.0.0.1. Printed: time to connect; round trip of a small message; MB/s of fetching
 content from one and two sources, beside raw TCP between two Python processes in the same run; time from SIGKILL to the
@@ -73,7 +73,7 @@ async def peer_process(sizes: list[int]) -> None:
 
 @asynccontextmanager
 async def other_peer(sizes: list[int]) -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
-    command = [sys.executable, __file__, "--serve", *map(str, sizes)]
+    command = [sys.executable, "-m", "benchmarks.transport", "--serve", *map(str, sizes)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220
     try:
         assert child.stdout is not None

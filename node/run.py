@@ -11,6 +11,7 @@ All three end with a `Run`: genesis, config, pins and secret, the trainer config
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ class Local(msgspec.Struct, frozen=True, omit_defaults=True):
     """What this machine keeps of how it was started (mode 0600: the secret is in it).
 
     `trusted` is the (height, record) of the join line that brought it to the run: it may be stopped before its chain is so long.
+    `init` is the SHA-256 of the file whose parameters the run was founded with here.
     """
 
     secret: bytes
@@ -72,6 +74,7 @@ class Local(msgspec.Struct, frozen=True, omit_defaults=True):
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     device: str | None = None
+    init: bytes | None = None
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -219,6 +222,17 @@ async def found(
     pins = made.described.pins
     genesis = make_genesis(authority, encode_config(config), encode(pins), state, dataset, frozen)
     return Run(genesis, config, pins, None if founders.open else os.urandom(SECRET_BYTES))
+
+
+def digest_of(init: Path | None) -> bytes | None:
+    """The SHA-256 of a file of first parameters. Raises UserError where it cannot be read."""
+    if init is None:
+        return None
+    try:
+        with init.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"cannot read --init {init}: {error.strerror}", exit_code=2) from error
 
 
 def _read_run_file(path: Path | None) -> str:
@@ -419,12 +433,12 @@ def contradicted(
     if workload is not None and parse_spec(workload).portable != run.workload_spec:
         return f"--workload {workload}, but the run trains {run.workload_spec}"
     for flag, value in founders.given().items():
-        if reason := _contradiction(run, flag, value):
+        if reason := _contradiction(run, local, flag, value):
             return reason
     return ""
 
 
-def _contradiction(run: RunConfig, flag: str, value: Any) -> str:
+def _contradiction(run: RunConfig, local: Local, flag: str, value: Any) -> str:
     """Why one of the founder's flags does not fit the run ("" when it does)."""
     match flag:
         case "--config":
@@ -435,7 +449,8 @@ def _contradiction(run: RunConfig, flag: str, value: Any) -> str:
         case "--minimum-members":
             founded = run.participation.minimum_members
         case "--init":
-            return "--init: only a new run is given its first parameters"
+            fits = digest_of(value) == local.init
+            return "" if fits else f"--init {value} is not what the run was founded with"
         case "--open":
             return "" if run.open else "--open, but the run was founded with a secret"
         case _:

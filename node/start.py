@@ -25,6 +25,7 @@ from node.run import (
     Run,
     ask_genesis,
     contradicted,
+    digest_of,
     found,
     join,
     known_run,
@@ -150,6 +151,7 @@ async def start(
     `name` is this machine's. Flags that contradict the run are refused before anything slow begins.
     """
     local = read_local(store)
+    init = local.init if local is not None else None
     invitation = None
     if resumed is not None:
         workload = _workload_to_resume(options, name, store, resumed, local)
@@ -189,6 +191,7 @@ async def start(
             workload=workload,
             founders=options.founders,
         )
+        init = digest_of(options.founders.init)
     absolute = parse_spec(workload)
     spec = f"{absolute.file}:{absolute.name}" if absolute.file else workload
     write_local(
@@ -202,6 +205,7 @@ async def start(
             options.listen,
             options.announce,
             options.device,
+            init,
         ),
     )
     return Started(run, trainer, loaded)

@@ -226,20 +226,17 @@ class Director:
         if not chosen:
             return
         world = self.world
-        if fault.kind not in (
-            "crash-after-send",
-            "crash-at-phase",
-            "disk-loss",
-        ):  # these come about later, or not at all
-            self._came_about(fault)
         match fault.kind:
+            # The first two come about later, if at all, and are counted then.
+            case "crash-after-send":
+                self._crash_after_send(chosen[0], fault, span)
+                return
+            case "crash-at-phase":
+                self._phases.append((fault, world.now + PHASE_WITHIN_NS))
+                return
             case "crash":
                 for machine in chosen:
                     self._crash(machine, span + random.randrange(200 * MILLISECOND))
-            case "crash-after-send":
-                self._crash_after_send(chosen[0], fault, span)
-            case "crash-at-phase":
-                self._phases.append((fault, world.now + PHASE_WITHIN_NS))
             case "crash-loop":
                 self._crash_loop(chosen, world.now + span, random)
             case "double-vote-bait":
@@ -250,10 +247,10 @@ class Director:
                     machine.disk.rot()
                     world.later(span, world.start, machine)
             case "disk-loss":
-                if self._expendable(chosen[0]):
-                    self._came_about(fault)
-                    world.lose_disk(chosen[0])
-                    world.later(span, self._join, self._new_name())
+                if not self._expendable(chosen[0]):
+                    return
+                world.lose_disk(chosen[0])
+                world.later(span, self._join, self._new_name())
             case "join":
                 self._join(self._new_name())
             case "leave":
@@ -287,6 +284,7 @@ class Director:
                 voters = [m for m in self._voters() if m is not coordinator]
                 side = random.sample(voters, random.randint(0, max(0, (len(voters) - 1) // 2)))
                 self._cut([*side, coordinator] if coordinator is not None else side, span, both=True)
+        self._came_about(fault)
 
     def _came_about(self, fault: Fault) -> None:
         self.done[fault.kind] = self.done.get(fault.kind, 0) + 1

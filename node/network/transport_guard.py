@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -81,8 +80,8 @@ MAX_BUFFERED_BYTES = 32 * 1024 * 1024
 # The beginning of a Yamux frame that does nothing but enlarge a window: version, type, no flags (`_write_frame`).
 WINDOW_UPDATE = bytes((0, TYPE_WINDOW_UPDATE, 0, 0))
 
-# py-libp2p 0.8.1 sends one for every other small read, whatever PY_YAMUX_RELEASE_ON_READ says. Below an eighth of the smallest
-# window they are saved up: the other end always has the rest of it, and half of all frames are not sent.
+# py-libp2p 0.8.1 sends one for every small read (for every other with PY_YAMUX_RELEASE_ON_READ=0). Below an eighth of the
+# smallest window they are saved up: the other end always has the rest of it, and half of all frames are not sent.
 WINDOW_UPDATE_BYTES = DEFAULT_WINDOW_SIZE // 8
 
 # It waits behind a frame of 64 KiB at most, which takes longer than this only where nothing moves any more.
@@ -419,8 +418,6 @@ async def end_stream(stream: INetStream, *, gracefully: bool, timeout_s: float =
 
 def prepare_libp2p() -> None:
     """Process-wide settings that py-libp2p needs before its first host."""
-    # Window updates for every read cost 30% of gossip's CPU (see WINDOW_UPDATE_BYTES).
-    os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
     # py-libp2p logs through the root logger's functions, which call basicConfig() when root has no handler, and through
     # "libp2p", whose warnings Python prints to stderr when it has none. What matters we count and tell ourselves.
     if not logging.root.handlers:

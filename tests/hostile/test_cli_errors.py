@@ -440,7 +440,7 @@ def test_founding_and_contradicting_flags_inside_another_runs_directory(
             f"{WORKLOADS}:Wide",
         ): f"--workload {WORKLOADS}:Wide, but the run trains workloads.py:Small",
         ("--open",): "--open, but the run was founded with a secret",
-        ("--init", "first.safetensors"): "--init: only a new run is given its first parameters",
+        ("--init", str(changed)): f"--init {changed} is not what the run was founded with",
         ("--config", str(changed)): f"--config {changed} says something else than the run was founded with",
     }
     for flags, reason in cases.items():
@@ -448,6 +448,9 @@ def test_founding_and_contradicting_flags_inside_another_runs_directory(
         assert told.startswith(f"{folder} already takes part in run "), told
         assert reason in told
         assert told.endswith("Leave the flag out, or use another --data-dir")
+    assert (
+        fails(folder, "--init", "nowhere", code=2) == "cannot read --init nowhere: No such file or directory"
+    )
     told = fails(folder / "inside", code=2)
     assert told == (
         f"{folder / 'inside'} lies inside {folder}, which already takes part in a run: choose another --data-dir"

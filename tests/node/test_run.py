@@ -18,7 +18,7 @@ from node.network.hello import JoinToken
 from node.network.libp2p_transport import Libp2pTransport, open_transport
 from node.network.transport_events import Received
 from node.reporting.console import Console
-from node.run import Local, Run, ask_genesis, authority_of, contradicted, read_local, write_local
+from node.run import Local, Run, ask_genesis, authority_of, contradicted, digest_of, read_local, write_local
 from node.start import NodeOptions, open_directory, start
 from node.storage.identity_key import IdentityKey
 from node.storage.store import Store
@@ -188,8 +188,9 @@ def test_each_of_the_founders_flags_is_refused_where_a_run_is_there_already(
         trio.run(lambda: Machine(tmp_path).start(bootstrap=("192.0.2.7:4001",), founders=founders))
     assert caught.value.exit_code == 2
     (tmp_path / "run.toml").write_text("[strategy]\nlocal_steps = 4\n")
-    if name == "config":
-        founders = FoundersFlags(config=tmp_path / "run.toml")
+    (tmp_path / "first.safetensors").write_bytes(b"other parameters")
+    if name in ("config", "init"):
+        founders = FoundersFlags(**{name: tmp_path / WRONG[name]})
     config = found_run(RunSettings(), founder="A", nonce=bytes(16), workload_spec="text")
     local = Local(b"s" * 16, "text", {}, "lab1")
     told = contradicted(config, local, secret=None, workload=None, founders=founders)
@@ -197,14 +198,17 @@ def test_each_of_the_founders_flags_is_refused_where_a_run_is_there_already(
     assert contradicted(config, local, secret=None, workload=None, founders=FoundersFlags()) == ""
 
 
-def test_flags_with_which_the_run_was_founded_are_no_contradiction() -> None:
+def test_flags_with_which_the_run_was_founded_are_no_contradiction(tmp_path: Path) -> None:
+    init = tmp_path / "first.safetensors"
+    init.write_bytes(b"parameters")
     config = found_run(RunSettings(), founder="A", nonce=bytes(16), workload_spec="text", open=True)
     founders = FoundersFlags(
         rounds=config.strategy.aggregation_rounds,
         minimum_members=config.participation.minimum_members,
+        init=init,
         open=True,
     )
-    local = Local(b"", "text", {}, "lab1")
+    local = Local(b"", "text", {}, "lab1", init=digest_of(init))
     assert contradicted(config, local, secret=None, workload="text", founders=founders) == ""
 
 

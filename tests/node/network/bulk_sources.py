@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 
 from node.network.bulk import Readable, serve
 from node.network.libp2p_transport import Libp2pTransport, open_transport
@@ -12,7 +13,7 @@ from node.storage.identity_key import IdentityKey
 from p2pcoord.content import CHUNK_BYTES, Manifest, check_chunk, manifest_of
 from p2pcoord.errors import LocalError
 
-CONTENT = os.urandom(7 * CHUNK_BYTES + 12_345)
+CONTENT = Random(7).randbytes(7 * CHUNK_BYTES + 12_345)
 REF = manifest_of(CONTENT).ref
 
 
@@ -69,6 +70,21 @@ class Sinks:
     def content(self) -> bytes:
         (sink,) = self.made
         return sink.content()
+
+
+class OnceCaught:
+    """Sources of a fetch: the liar alone, and the honest one from when the fetcher has counted a failure of the liar. So the
+    liar is asked and caught however busy the machine is."""
+
+    def __init__(self, fetcher: Libp2pTransport, liar: str, honest: str) -> None:
+        self._fetcher = fetcher
+        self._liar = liar
+        self._honest = honest
+
+    def __iter__(self) -> Iterator[str]:
+        yield self._liar
+        if self._fetcher.counters.of(self._liar):
+            yield self._honest
 
 
 @asynccontextmanager

@@ -5,10 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.network.addresses import Address, parse_address, parse_listen_address, reachable_hosts
-from node.storage.identity_key import IdentityKey
 from p2pcoord.errors import RemoteError, UserError
 
-PEER = IdentityKey.generate().peer_id
+PEER = "12D3KooWGzRMZtYqtw1qPWef2iPWEwZo6ZcnnucMzUozxWGqo24U"
 
 
 @pytest.mark.parametrize(

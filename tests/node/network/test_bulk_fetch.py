@@ -18,13 +18,32 @@ from node.storage.identity_key import IdentityKey
 from node.storage.store import Store
 from p2pcoord.content import CHUNK_BYTES, ContentRef, Manifest, manifest_of
 from p2pcoord.errors import LocalError
-from tests.node.network.bulk_sources import CONTENT, REF, Held, MemorySink, Sinks, fetcher_and_sources, ids
+from tests.node.network.bulk_sources import (
+    CONTENT,
+    REF,
+    Held,
+    MemorySink,
+    OnceCaught,
+    Sinks,
+    fetcher_and_sources,
+    ids,
+)
 
 
 @pytest.mark.trio
 async def test_two_sources_share_the_work_and_every_byte_is_accounted_for() -> None:
+    asked = threading.Event(), threading.Event()
+
+    def meet(mine: int) -> Callable[[int, bytes], bytes]:
+        def twist(index: int, chunk: bytes) -> bytes:
+            asked[mine].set()
+            asked[1 - mine].wait(10)  # no source answers before both were asked
+            return chunk
+
+        return twist
+
     with trio.fail_after(20):
-        async with fetcher_and_sources(Held(), Held()) as (fetcher, sources):
+        async with fetcher_and_sources(Held(twist=meet(0)), Held(twist=meet(1))) as (fetcher, sources):
             sinks, seen = Sinks(), []
             report = await fetch(
                 fetcher, REF, ids(sources), sinks, lambda done, size: seen.append((done, size))
@@ -74,7 +93,7 @@ async def test_a_wrong_chunk_names_its_source_and_is_fetched_elsewhere() -> None
         async with fetcher_and_sources(Held(twist=flipped), Held()) as (fetcher, sources):
             liar, honest = ids(sources)
             sinks = Sinks()
-            report = await fetch(fetcher, REF, [liar, honest], sinks)
+            report = await fetch(fetcher, REF, OnceCaught(fetcher, liar, honest), sinks)
             assert sinks.content == CONTENT
             assert set(report.bad_sources) == {liar}
             assert "bad_chunk" in report.bad_sources[liar]
@@ -96,7 +115,7 @@ async def test_a_chunk_of_the_wrong_length_is_a_wrong_chunk(twist: Callable[[int
     with trio.fail_after(20):
         async with fetcher_and_sources(Held(twist=twist), Held()) as (fetcher, sources):
             sinks = Sinks()
-            report = await fetch(fetcher, REF, ids(sources), sinks)
+            report = await fetch(fetcher, REF, OnceCaught(fetcher, *ids(sources)), sinks)
             assert sinks.content == CONTENT
             assert set(report.bad_sources) == {sources[0].peer_id}
 
@@ -106,7 +125,7 @@ async def test_a_manifest_that_does_not_have_the_root_is_not_believed() -> None:
     with trio.fail_after(20):
         async with fetcher_and_sources(Held(os.urandom(len(CONTENT))), Held()) as (fetcher, sources):
             sinks = Sinks()
-            report = await fetch(fetcher, REF, ids(sources), sinks)
+            report = await fetch(fetcher, REF, OnceCaught(fetcher, *ids(sources)), sinks)
             assert sinks.content == CONTENT
             assert "bad_manifest" in report.bad_sources[sources[0].peer_id]
 
@@ -141,15 +160,14 @@ async def test_a_source_that_stalls_loses_its_chunks_to_another() -> None:
     stuck = threading.Event()
 
     def stall(index: int, chunk: bytes) -> bytes:
-        stuck.wait(5)
+        stuck.wait(15)
         return chunk
 
     with trio.fail_after(20):
         async with fetcher_and_sources(Held(twist=stall), Held()) as (fetcher, sources):
             sinks = Sinks()
-            started = trio.current_time()
-            report = await fetch(fetcher, REF, ids(sources), sinks, stall_s=3)
-            assert trio.current_time() - started < 2.5  # before the stall is declared: idle sources ask again
+            # Long before the stall is declared: idle sources ask again.
+            report = await fetch(fetcher, REF, ids(sources), sinks, stall_s=60)
             assert report.bytes_by_source == {sources[1].peer_id: len(CONTENT)}
             sinks = Sinks()
             with pytest.raises(FetchError, match=r"sent nothing for 0\.3 s"):
@@ -181,7 +199,7 @@ async def test_a_source_added_while_fetching_is_used_and_a_fast_one_carries_more
 @pytest.mark.trio
 async def test_a_link_that_is_replaced_or_lost_and_made_again_costs_no_source() -> None:
     def slow(index: int, chunk: bytes) -> bytes:
-        time.sleep(0.1)
+        time.sleep(0.25)
         return chunk
 
     with trio.fail_after(20):

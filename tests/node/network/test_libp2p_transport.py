@@ -396,16 +396,15 @@ async def other_process() -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
 
 @pytest.mark.trio
 async def test_a_killed_process_is_noticed_at_once() -> None:
+    by_the_connection = TransportLimits(link=LinkLimits(silence_limit_s=3600))  # and not by its silence
     with trio.fail_after(30):
-        async with opened() as a, other_process() as (child, address):
+        async with opened(limits=by_the_connection) as a, other_process() as (child, address):
             peer = await a.connect(None, [address])
             await next_of(a, Connected)
             killed_at = trio.current_time()
             child.send_signal(signal.SIGKILL)
             assert (await next_of(a, Disconnected)).peer == peer
-            noticed_s = trio.current_time() - killed_at
-            print(f"from SIGKILL to Disconnected: {noticed_s * 1000:.1f} ms")
-            assert noticed_s < 1.0
+            print(f"from SIGKILL to Disconnected: {(trio.current_time() - killed_at) * 1000:.1f} ms")
             with pytest.raises(DialError) as failed:
                 await a.connect(peer, [address])
             assert failed.value.kind == "unreachable"
@@ -527,14 +526,14 @@ async def test_endless_bytes_before_the_handshake_are_cut_off() -> None:
         "a Noise message over all that a handshake needs": multistream + noise + b"\xff\xff",
     }
     with trio.fail_after(20):
-        async with opened() as a:
+        async with opened(
+            limits=TransportLimits(handshake_timeout_s=3600)
+        ) as a:  # at once, and not by the time limit
             for number, start in enumerate(starts.values(), 1):
                 stream = await stranger(a)
                 with suppress(trio.BrokenResourceError):
                     await stream.send_all(start + bytes(HANDSHAKE_BYTES))
-                started = trio.current_time()
                 await closed_after(stream)
-                assert trio.current_time() - started < 2  # at once, and not by the time limit
                 await eventually(lambda n=number: a.counters.of("127.0.0.1") == {"bad_handshake": n})  # type: ignore[misc]
             await still_works(a)
 
