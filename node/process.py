@@ -19,7 +19,6 @@ import trio
 from node.driver import Driver
 from node.ends import leaving_on_signals, run_is_over, watch_end, watch_quorum, watch_workload
 from node.failpoints import compact_after_bytes
-from node.network.addresses import parse_listen_address
 from node.network.hello import (
     JoinToken,
     check_hello,
@@ -281,9 +280,8 @@ class _Node:
         self.console.event(event, fields)
         if event == "unreachable" and not self.told_unreachable:
             self.told_unreachable = True
-            listen = self.options.listen or (DEFAULT_LISTEN,)
-            ports = dict.fromkeys(str(parse_listen_address(address).port) for address in listen)
+            ports = ", ".join(map(str, self.transport.ports()))
             self.tell(
-                f"others cannot reach this machine on TCP {', '.join(ports)}: open the port; it takes part over its outgoing "
+                f"others cannot reach this machine on TCP {ports}: open the port; it takes part over its outgoing "
                 "connections"
             )

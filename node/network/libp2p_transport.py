@@ -139,6 +139,10 @@ class Libp2pTransport:
         ]
         return tuple(dict.fromkeys([*self._announce, *found]))
 
+    def ports(self) -> tuple[int, ...]:
+        """The TCP ports that it accepts connections on."""
+        return tuple(dict.fromkeys(port for _, port in self._listening))
+
     def set_hello(self, hello: bytes) -> None:
         """What links say from now on; those that exist are not affected."""
         if len(hello) > MAX_HELLO_BYTES:

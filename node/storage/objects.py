@@ -147,6 +147,16 @@ class Objects(Directory):
         self._sizes: dict[bytes, int] = {}
         self._writers: dict[bytes, ObjectWriter | None] = {}  # None: about to be there
 
+    def look_again(self) -> None:
+        """List what is there now: a store that is open for reading does not hear what the node beside it stores and drops."""
+        sizes: dict[bytes, int] = {}
+        for path in (self.path / "objects").glob("??/" + "?" * 2 * HASH_BYTES):
+            # The node may delete it now; or the name is not hexadecimal.
+            with suppress(FileNotFoundError, ValueError):
+                sizes[bytes.fromhex(path.name)] = path.stat().st_size
+        with self._objects_lock:
+            self._sizes = sizes
+
     def refs(self) -> frozenset[ContentRef]:
         """Everything that is held."""
         with self._objects_lock:

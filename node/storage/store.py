@@ -30,7 +30,6 @@ from node.storage.directory import (
 from node.storage.objects import DamagedObject, MissingObject, Objects, ObjectWriter
 from node.storage.whole_file import sync, sync_directory
 from p2pcoord.consensus import log
-from p2pcoord.content import HASH_BYTES
 from p2pcoord.errors import LocalError, UserError
 
 __all__ = ["MAX_SMALL_FILE_BYTES", "DamagedObject", "MissingObject", "ObjectWriter", "StorageError", "Store"]
@@ -200,10 +199,7 @@ class Store(Objects):
             # A process that was killed may have left a name that no directory sync covers yet.
             for directory in (self.path / "objects", *(self.path / "objects").glob("??")):
                 sync_directory(directory)
-        for path in (self.path / "objects").glob("??/" + "?" * 2 * HASH_BYTES):
-            # The node beside which this store reads may delete it now; or the name is not hexadecimal.
-            with suppress(FileNotFoundError, ValueError):
-                self._sizes[bytes.fromhex(path.name)] = path.stat().st_size
+        self.look_again()
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
         with suppress(*(() if writable else (FileNotFoundError,))):
             self._log_file = os.open(self.path / "log", flags | os.O_CLOEXEC, 0o600)

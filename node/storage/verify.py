@@ -16,7 +16,8 @@ believed:
                    version. A node may have written no newer one yet
 
 A running node changes the directory meanwhile: an unfinished last append is no fault, nor is an object that goes while it is
-read, and a state that is not here yet is waited for a moment.
+read. It stores its state some time after the certificate, and drops it once it has the next one, which may be sooner than
+the log is checked: so objects are looked at from when the log was read on, again and again.
 
 The log stops being checkable where it stops making sense, so its first fault is told, with frame and height. Damaged copies
 and objects are independent of each other and are all told.
@@ -46,9 +47,14 @@ from p2pcoord.errors import UserError
 MAX_PROBLEMS: Final = 50
 """Problems told; a disk with more of them needs no longer list."""
 
+LOOK_EVERY: Final = 100
+"""Frames of the log between two looks at the objects: about a tenth of a second."""
+
+LOOKS: Final = 20
+LOOK_S: Final = 0.05
 ATTEMPTS: Final = 4
-PAUSE_S: Final = 0.5
-"""A node stores its state within a second or two of certifying it; only then is a missing one a fault."""
+"""A node stores its state within a second or two of certifying it, unless it fetches a later one at once; only a state that
+stays away is a fault."""
 
 
 class Verified(msgspec.Struct):
@@ -116,15 +122,15 @@ def verify(
     Raises UserError when it is no data directory or cannot be read. `progress` is told what is looked at.
     """
     report = Verified(str(directory))
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            wait(PAUSE_S)
+    for _ in range(ATTEMPTS):
         report = Verified(str(directory))
         with Store.open(directory, read_only=True) as store, _model_file(directory) as model:
+            objects = _Objects(store, report)
+            progress("objects")
+            objects.look()
             states: dict[int, bytes] = {}
-            state = _verify_log(store, report, states, progress)
-            if _verify_state(store, state, report):
-                _verify_objects(store, state, report, progress)
+            state = _verify_log(store, report, states, objects, progress)
+            if state is None or objects.come_to_hold(state, wait):
                 _verify_model(model, states, report)
                 break
     else:
@@ -143,7 +149,11 @@ def verify(
 
 
 def _verify_log(
-    store: Store, report: Verified, states: dict[int, bytes], progress: Callable[[str], object]
+    store: Store,
+    report: Verified,
+    states: dict[int, bytes],
+    objects: _Objects,
+    progress: Callable[[str], object],
 ) -> ContentRef | None:
     """The state that must be here, when the log says so; `states` gets the state hashes of certified versions."""
     try:
@@ -163,8 +173,10 @@ def _verify_log(
     progress(f"{len(recovery.payloads)} frames")
     replay = Replay()
     try:
-        for payload in recovery.payloads:
+        for number, payload in enumerate(recovery.payloads, 1):
             replay.take(payload)
+            if number % LOOK_EVERY == 0:
+                objects.look()
         replay.end()
         _check_key(store.path, replay)
     except Wrong as wrong:
@@ -200,36 +212,36 @@ def _fill(report: Verified, replay: Replay) -> None:
 # Objects -------------------------------------------------------------------------------------------------------------
 
 
-def _verify_state(store: Store, state: ContentRef | None, report: Verified) -> bool:
-    """Checks the certified state; False when it is not here, or was replaced while it was read."""
-    if state is None:
-        return True
-    if not store.has(state):
-        return False
-    return _verify_object(store, state, report)
+class _Objects:
+    """The objects of a directory in which a node may run: each is checked when it is seen first."""
 
+    def __init__(self, store: Store, report: Verified) -> None:
+        self._store = store
+        self._report = report
+        self._seen: set[ContentRef] = set()
 
-def _verify_objects(
-    store: Store, state: ContentRef | None, report: Verified, progress: Callable[[str], object]
-) -> None:
-    others = sorted((ref for ref in store.refs() if ref != state), key=lambda ref: ref.root)
-    progress(f"{len(others)} objects besides the state")
-    for ref in others:
-        _verify_object(store, ref, report)
+    def look(self) -> None:
+        self._store.look_again()
+        for ref in sorted(self._store.refs() - self._seen, key=lambda ref: ref.root):
+            try:
+                self._store.check(ref)
+            except MissingObject:
+                continue  # the node beside us needed it no more
+            except DamagedObject as damaged:
+                self._report.problems.append(Problem(str(damaged)))
+            else:
+                self._report.objects += 1
+                self._report.object_bytes += ref.size_bytes
+            self._seen.add(ref)
 
-
-def _verify_object(store: Store, ref: ContentRef, report: Verified) -> bool:
-    """False when the object went away: the node beside us needed it no more."""
-    try:
-        store.check(ref)
-    except MissingObject:
-        return False
-    except DamagedObject as damaged:
-        report.problems.append(Problem(str(damaged)))
-    else:
-        report.objects += 1
-        report.object_bytes += ref.size_bytes
-    return True
+    def come_to_hold(self, state: ContentRef, wait: Callable[[float], object]) -> bool:
+        """Whether the state was here at some time since the log was read, or comes within a moment."""
+        for _ in range(LOOKS):
+            if state in self._seen:
+                return True
+            wait(LOOK_S)
+            self.look()
+        return state in self._seen
 
 
 # The model file -------------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ def was_within(coordinator: Node, phase: Event, moment: float) -> bool:
 
 
 def kill_in_transfer(network: Network, victim: Node, random: Random) -> tuple[float, Event]:
-    """SIGKILL for `victim` while its bytes move. Gives the seconds to the next certificate, and that commit. Restarts it and
-    tries again as long as the moment was missed."""
+    """SIGKILL for `victim` while its bytes move: one that the next certificate names had no bytes left to send. Gives the
+    seconds to the next certificate, and that commit. Restarts it and tries again as long as the moment was missed."""
     for _ in range(MAX_MISSES):
         coordinator = network.coordinator()
         assert victim is not coordinator
@@ -52,7 +52,7 @@ def kill_in_transfer(network: Network, victim: Node, random: Random) -> tuple[fl
         time.sleep(random.uniform(0.0, 0.1))
         killed = victim.kill()
         commit = network.next_commit(killed)
-        if was_within(coordinator, phase, killed):
+        if was_within(coordinator, phase, killed) and victim.peer_id not in commit["contributors"]:
             return at(commit) - killed, commit
         come_back(network, victim)
     raise AssertionError("aggregation was never met under way")

@@ -108,12 +108,8 @@ async def linked(
         yield a, b
 
 
-def port_of(transport: Libp2pTransport) -> int:
-    return int(transport.addresses()[0].split("/")[4])
-
-
 async def stranger(transport: Libp2pTransport) -> trio.SocketStream:
-    return await trio.open_tcp_stream("127.0.0.1", port_of(transport))
+    return await trio.open_tcp_stream("127.0.0.1", transport.ports()[0])
 
 
 async def closed_after(stream: trio.SocketStream) -> bytes:
@@ -158,11 +154,11 @@ async def still_works(transport: Libp2pTransport) -> None:
 async def test_a_dialler_that_knows_only_host_and_port_learns_the_id_and_both_can_talk() -> None:
     with trio.fail_after(10):
         async with opened() as a, opened() as b:
-            assert await b.connect(None, [f"127.0.0.1:{port_of(a)}"]) == a.peer_id
+            assert await b.connect(None, [f"127.0.0.1:{a.ports()[0]}"]) == a.peer_id
             inbound, outbound = await next_of(a, Connected), await next_of(b, Connected)
             assert (inbound.peer, inbound.inbound) == (b.peer_id, True)
             assert (outbound.peer, outbound.inbound) == (a.peer_id, False)
-            assert outbound.addresses == (f"/ip4/127.0.0.1/tcp/{port_of(a)}",)
+            assert outbound.addresses == (f"/ip4/127.0.0.1/tcp/{a.ports()[0]}",)
             frames = [b"", b"one", os.urandom(MAX_FRAME_BYTES)]
             for data in frames:
                 assert a.send(b.peer_id, data)
@@ -236,7 +232,7 @@ async def test_a_dial_that_fails_says_how() -> None:
                     await b.connect(peer, addresses)
                 return failed.value.kind
 
-            here = f"/ip4/127.0.0.1/tcp/{port_of(a)}"
+            here = f"/ip4/127.0.0.1/tcp/{a.ports()[0]}"
             assert await kind(other, here) == "wrong_peer"
             assert await kind(None, f"{here}/p2p/{other}") == "wrong_peer"
             assert await kind(None, *b.addresses()) == "wrong_peer"  # itself
@@ -902,8 +898,8 @@ async def test_reachability_is_tried_on_a_new_connection_and_disturbs_nobody() -
     with trio.fail_after(20):
         async with linked() as (a, b):
             assert await b.reachable(a.addresses()[0], a.peer_id)
-            assert await b.reachable(f"127.0.0.1:{port_of(a)}", a.peer_id)
-            assert not await b.reachable(f"127.0.0.1:{port_of(a)}", b.peer_id)
+            assert await b.reachable(f"127.0.0.1:{a.ports()[0]}", a.peer_id)
+            assert not await b.reachable(f"127.0.0.1:{a.ports()[0]}", b.peer_id)
             assert not await b.reachable("nonsense", a.peer_id)
             with socket.create_server(("127.0.0.1", 0)) as closed:
                 port = closed.getsockname()[1]

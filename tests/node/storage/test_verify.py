@@ -203,6 +203,22 @@ def test_a_state_that_comes_while_verify_waits_is_found(run: SignedRun, tmp_path
     assert verify(directory, wait=store_it).ok
 
 
+def test_a_state_that_goes_while_the_log_is_checked_was_here(run: SignedRun, tmp_path: Path) -> None:
+    """As a node does that has the next one already."""
+    directory = run.write(tmp_path / "a", states=(0, 1))
+    root = run.states[1].root.hex()
+    file = directory / "objects" / root[:2] / root
+
+    def drop_it(line: str) -> None:
+        if line.endswith("frames"):
+            file.unlink()
+
+    report = verify(directory, wait=lambda seconds: None, progress=drop_it)
+    assert report.ok
+    assert not file.exists()
+    assert not checked(directory).ok
+
+
 def test_a_damaged_state_object_is_named(run: SignedRun, tmp_path: Path) -> None:
     directory = run.write(tmp_path / "a", states=(0, 1))
     root = run.states[1].root.hex()

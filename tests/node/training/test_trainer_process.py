@@ -17,9 +17,10 @@ import psutil
 import pytest
 import safetensors.numpy
 import trio
+import trio.testing
 
 from node.storage.model_checksum import ModelInfo, check_model
-from node.training.trainer_process import Trainer, TrainerDied, TrainerSettings
+from node.training.trainer_process import STEADY_S, Trainer, TrainerDied, TrainerSettings
 from node.training.trainer_protocol import (
     Configure,
     Export,
@@ -457,3 +458,32 @@ async def test_the_node_process_does_not_import_torch() -> None:
         [sys.executable, "-c", code], check=False, capture_stdout=True, stderr=subprocess.STDOUT
     )
     assert done.returncode == 0, done.stdout
+
+
+async def test_a_process_that_dies_again_and_again_is_started_ever_more_seldom(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    lives = [1.0] * 9 + [STEADY_S + 1, 1.0]
+    began: list[float] = []
+    ended: list[float] = []
+    all_lived = trio.Event()
+
+    class Dying(Trainer):
+        async def _run_once(self) -> str:
+            began.append(trio.current_time())
+            await trio.sleep(lives[len(ended)])
+            ended.append(trio.current_time())
+            if len(ended) == len(lives):
+                all_lived.set()
+            return "killed"
+
+    reasons: list[str] = []
+    trainer = Dying(TrainerSettings(parse_spec("text"), Path("nowhere"), {}, "cpu"), restarted=reasons.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trainer.run)
+        await all_lived.wait()
+        await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    waits = [after - before for before, after in zip(ended, began[1:], strict=False)]
+    assert waits == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30, 30, 0.5])
+    assert len(reasons) == trainer.deaths == len(lives)
