@@ -20,7 +20,7 @@ NODES ?= 4
 RUN_DIR ?= p2pcoord-cluster/$(shell date +%Y%m%d-%H%M%S)
 # Test files run at once by `make test`; each may start several processes.
 JOBS ?= 2
-# Simulation sweeps of test-long, as peers:seeds; about a quarter of an hour on two free cores.
+# Simulation sweeps of test-long, as peers:seeds; about four minutes on two cores.
 SWEEPS ?= 5:1..60 9:1..20 15:1..6 25:1..2
 
 BIN := $(VENV)/bin
